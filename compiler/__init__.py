@@ -1,0 +1,1 @@
+"""The IR and the machinery around it: knows no pass and no backend by name."""

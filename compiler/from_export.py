@@ -1,0 +1,263 @@
+"""Turn an ExportedProgram into a Program: constants become get_attr nodes, names become stable, mutation goes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import fx
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.export import ExportedProgram
+from torch.export.graph_signature import ConstantArgument, InputKind, OutputKind
+
+from burnish.compiler import structure
+from burnish.compiler.errors import CaptureError
+from burnish.compiler.graphs import NameTable, calls
+from burnish.compiler.operators import argument, is_mutating, operator_name
+from burnish.compiler.program import Program, Signature
+from burnish.compiler.provenance import Origin, Provenance, from_export, set_provenance
+
+__all__ = ["program_from_export"]
+
+_aten = torch.ops.aten
+_WRAPPERS = ("wrap_with_set_grad_enabled", "wrap_with_autocast")
+
+
+def program_from_export(
+    exported: ExportedProgram,
+    *,
+    notes: tuple[str, ...] = (),
+    samples: tuple[tuple[Any, ...], dict[str, Any]] | None = None,
+    parameters: tuple[str, ...] = (),
+) -> Program:
+    """Build a Program from `exported`.
+
+    Args:
+        notes: what capture already knows to be worth telling.
+        samples: example inputs as (args, kwargs); by default those that the ExportedProgram carries.
+        parameters: names of the model's positional parameters.
+    """
+    if _needs_functionalization(exported):
+        exported = exported.run_decompositions({})
+    return _Importer(exported).program(notes, samples or exported.example_inputs, parameters)
+
+
+def _needs_functionalization(exported: ExportedProgram) -> bool:
+    for node in calls(exported.graph):
+        target: Any = node.target
+        if is_mutating(target) or getattr(target, "__name__", "") in _WRAPPERS:
+            return True
+        if target is _aten.batch_norm.default and argument(node, "training"):
+            return True
+    return any(spec.kind is not OutputKind.USER_OUTPUT for spec in exported.graph_signature.output_specs)
+
+
+class _Importer:
+    """Builds the Program's graphs from the exported one, node by node."""
+
+    def __init__(self, exported: ExportedProgram) -> None:
+        self.exported = exported
+        self.constants: dict[str, torch.Tensor] = {}
+        self.branches: dict[str, fx.Graph] = {}
+        self.graph = fx.Graph()
+        self.done: dict[fx.Node, Any] = {}
+        self.by_tensor: dict[tuple[Any, ...], str] = {}
+        self.inputs: list[structure.Leaf | structure.Literal] = []
+        self.notes: list[str] = []
+
+    def program(self, notes: tuple[str, ...], samples: Any, parameters: tuple[str, ...]) -> Program:
+        signature = self.exported.graph_signature
+        specs = {spec.arg.name: spec for spec in signature.input_specs}
+        for node in self.exported.graph.find_nodes(op="placeholder"):
+            self._input(node, specs[node.name])
+        for node in self.exported.graph.nodes:
+            if node.op == "get_attr":
+                self._attribute(node)
+            elif node.op == "call_function":
+                self.done[node] = copied = self.graph.node_copy(node, self.done.__getitem__)
+                copied.meta = _clean_meta(node)
+        outputs = self._outputs()
+        name_nodes(self.graph)
+        program = Program(
+            graphs={"main": self.graph},
+            branches=self.branches,
+            constants=self.constants,
+            signature=Signature(self._input_structure(), outputs, parameters),
+            fake_mode=self._fake_mode(),
+            notes=(*notes, *self.notes),
+        )
+        program.samples = self._samples(program, samples)
+        program.notes += tuple(static_dimension_notes(program))
+        return program
+
+    def _input(self, node: fx.Node, spec: Any) -> None:
+        if spec.kind is InputKind.USER_INPUT:
+            if isinstance(spec.arg, ConstantArgument):
+                self.inputs.append(structure.Literal(spec.arg.value))
+                return
+            copied = self.graph.placeholder(node.name)
+            copied.meta = {"val": node.meta.get("val"), "name": node.name}
+            set_provenance(copied, Provenance((Origin(""),), "capture"))
+            self.inputs.append(structure.Leaf(node.name))
+            self.done[node] = copied
+        elif spec.kind in (InputKind.PARAMETER, InputKind.BUFFER, InputKind.CONSTANT_TENSOR):
+            self.done[node] = self._constant(spec.target, self._tensor(spec), node.meta.get("val"))
+        else:
+            raise CaptureError(f"input {spec.arg.name!r} is a {spec.kind.name}, which a Program cannot hold")
+
+    def _tensor(self, spec: Any) -> torch.Tensor:
+        table = self.exported.state_dict if spec.target in self.exported.state_dict else self.exported.constants
+        return table[spec.target].detach()
+
+    def _constant(self, name: str, tensor: torch.Tensor, fake: Any) -> fx.Node:
+        # Tied weights are one tensor under several names: one constant, whatever it is called.
+        key = (tensor.data_ptr(), tensor.storage_offset(), tuple(tensor.shape), tensor.stride(), tensor.dtype)
+        if tensor.numel() == 0 or tensor.device.type == "meta":
+            key = (name,)
+        first = self.by_tensor.setdefault(key, name)
+        if first in self.constants:
+            return next(node for node in self.graph.find_nodes(op="get_attr") if node.target == first)
+        self.constants[first] = tensor
+        node = self.graph.get_attr(first)
+        node.meta = {"val": fake, "name": first}
+        set_provenance(node, Provenance((Origin(first.rpartition(".")[0]),), "capture"))
+        return node
+
+    def _attribute(self, node: fx.Node) -> None:
+        name = str(node.target)
+        module = getattr(self.exported.graph_module, name, None)
+        if isinstance(module, fx.GraphModule):
+            self.branches[name] = _branch(module.graph)
+            copied = self.graph.get_attr(name)
+            copied.meta = {"name": name}
+            set_provenance(copied, Provenance((Origin(""),), "capture"))
+            self.done[node] = copied
+        else:
+            raise CaptureError(f"the graph refers to {name!r}, which is neither a constant nor a branch")
+
+    def _outputs(self) -> structure.Structure:
+        result = self.exported.graph.output_node().args[0]
+        assert isinstance(result, (list, tuple))
+        values: list[Any] = []
+        for spec, value in zip(self.exported.graph_signature.output_specs, result, strict=True):
+            if spec.kind is OutputKind.USER_OUTPUT:
+                values.append(value)
+            elif spec.kind is OutputKind.BUFFER_MUTATION:
+                self._update(str(spec.target), self.done[value])
+            elif spec.kind is OutputKind.USER_INPUT_MUTATION:
+                self.notes.append(f"the model writes to its input {spec.target!r}: the compiled model does not")
+        spec_tree = self.exported.call_spec.out_spec
+        names = iter(_output_names(spec_tree, len(values)))
+        leaves: list[structure.Leaf | structure.Literal] = []
+        named: dict[str, fx.Node] = {}
+        for value in values:
+            name = next(names)
+            if isinstance(value, fx.Node):
+                named[name] = self.done[value]
+                leaves.append(structure.Leaf(name))
+            else:
+                leaves.append(structure.Literal(value))
+        self.graph.output(named)
+        set_provenance(self.graph.output_node(), Provenance((Origin(""),), "capture"))
+        return structure.structure_of(spec_tree.unflatten(list(range(len(values)))), iter(leaves))
+
+    def _update(self, target: str, value: fx.Node) -> None:
+        # A tied or unused buffer may be known under another name, or not at all.
+        name = target if target in self.constants else None
+        if name is None:
+            raise CaptureError(f"the model updates {target!r}, which is not a buffer of it")
+        buffer = next(node for node in self.graph.find_nodes(op="get_attr") if node.target == name)
+        node = self.graph.call_function(_aten.copy_.default, (buffer, value))
+        node.meta = {"val": buffer.meta.get("val"), "name_hint": f"{name}.update"}
+        set_provenance(node, value.meta["provenance"])
+
+    def _input_structure(self) -> structure.Structure:
+        spec = self.exported.call_spec.in_spec
+        args, kwargs = spec.unflatten(list(range(spec.num_leaves)))
+        return structure.structure_of((args, kwargs), iter(self.inputs))
+
+    def _fake_mode(self) -> FakeTensorMode:
+        for node in self.exported.graph.nodes:
+            value = node.meta.get("val")
+            if isinstance(value, torch._subclasses.FakeTensor):
+                mode: FakeTensorMode = value.fake_mode
+                return mode
+        raise CaptureError("the model has no tensor at all: there is nothing to compile")
+
+    def _samples(self, program: Program, samples: Any) -> dict[str, Any]:
+        if samples is None:
+            return {}
+        args, kwargs = samples
+        found = structure.flatten(program.signature.inputs, (args, kwargs), "example inputs")
+        for name, value in found.items():
+            if isinstance(value, torch.Tensor):
+                found[name] = value.detach().clone()
+        return found
+
+
+def _clean_meta(node: fx.Node) -> dict[str, Any]:
+    return {"val": node.meta.get("val"), "provenance": from_export(node)}
+
+
+def _branch(graph: fx.Graph) -> fx.Graph:
+    copied = fx.Graph()
+    done: dict[fx.Node, fx.Node] = {}
+    for node in graph.nodes:
+        if node.op == "get_attr":
+            raise CaptureError("a branch of a higher-order operator that has branches of its own is not supported")
+        done[node] = new = copied.node_copy(node, done.__getitem__)
+        new.meta = _clean_meta(node)
+        if node.op == "placeholder":
+            new.meta["name"] = new.name
+    name_nodes(copied)
+    return copied
+
+
+def _output_names(spec: Any, count: int) -> Iterator[str]:
+    """Yield names made of the keys in the output's pytree: "output", "output_0", "logits", "states.0"."""
+    import torch.utils._pytree as pytree
+
+    paths = [path for path, _ in pytree.tree_flatten_with_path(spec.unflatten(list(range(count))))[0]]
+    taken: set[str] = set()
+    for path in paths:
+        parts = [str(getattr(key, "key", getattr(key, "name", getattr(key, "idx", "")))) for key in path]
+        name = "_".join(parts) if parts else "output"
+        name = f"output_{name}" if name[:1].isdigit() else name
+        while name in taken:
+            name += "_"
+        taken.add(name)
+        yield name
+
+
+def name_nodes(graph: fx.Graph) -> None:
+    """Name every operator node of `graph` after its module path, and its operator where the module has several."""
+    table = NameTable(fx.Graph())
+    for node in graph.nodes:
+        if "name" in node.meta:
+            table.unique(node.meta["name"])
+    owned: dict[str, int] = {}
+    for node in calls(graph):
+        path = _module_path(node)
+        owned[path] = owned.get(path, 0) + 1
+    parents = {path.rpartition(".")[0] for path in owned}
+    for node in calls(graph):
+        path, hint = _module_path(node), node.meta.pop("name_hint", None)
+        alone = path and owned[path] == 1 and path not in parents
+        base = operator_name(node.target).split(".")  # type: ignore[arg-type]
+        short = base[1] if len(base) > 1 else base[0]
+        node.meta["name"] = table.unique(hint or (path if alone else f"{path}.{short}" if path else short))
+
+
+def _module_path(node: fx.Node) -> str:
+    provenance = node.meta["provenance"]
+    return str(provenance.origins[0].module) if provenance.origins else ""
+
+
+def static_dimension_notes(program: Program) -> Iterator[str]:
+    """Yield a note for every tensor input whose dimension 0 is a fixed number."""
+    for graph in program.graphs.values():
+        for node in graph.find_nodes(op="placeholder"):
+            value = node.meta.get("val")
+            if isinstance(value, torch.Tensor) and value.dim() and isinstance(value.shape[0], int):
+                yield f"input {node.target!r}: dimension 0 is fixed at {value.shape[0]}, the model depends on it"

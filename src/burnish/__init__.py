@@ -1,0 +1,2 @@
+from burnish.compiler.capture import capture
+from burnish.compiler.program import Program
