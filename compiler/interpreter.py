@@ -9,46 +9,14 @@ import torch
 from torch import fx
 
 from burnish.compiler import structure
-from burnish.compiler.errors import InputError
 from burnish.compiler.graphs import placeholders
 
 if TYPE_CHECKING:
     from burnish.compiler.program import Program
 
-__all__ = ["bind", "run", "run_graph"]
+__all__ = ["run", "run_graph"]
 
 Observer = Callable[[fx.Node, Any], None]
-
-
-def bind(program: Program, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the inputs of a call by name.
-
-    Raises:
-        InputError: an argument is missing, left over, or has another structure, dtype or static shape than captured.
-    """
-    signature = program.signature
-    container = signature.inputs
-    assert isinstance(container, structure.Container)
-    wanted_args, wanted_kwargs = container.children
-    assert isinstance(wanted_args, structure.Container) and isinstance(wanted_kwargs, structure.Container)
-    given = dict(kwargs)
-    # A positional parameter may be given by its name, as in Python.
-    positional = list(args)
-    for name in signature.parameters[len(positional) :]:
-        if name in given and name not in wanted_kwargs.keys:
-            positional.append(given.pop(name))
-    # And a keyword captured by name may be given by position.
-    keyword_names = [key for key in wanted_kwargs.keys if key not in given]
-    extra = positional[len(wanted_args.children) :]
-    if extra and len(extra) <= len(keyword_names) and not wanted_args.children:
-        given.update(zip(keyword_names, extra, strict=False))
-        positional = []
-    values = structure.flatten(signature.inputs, (tuple(positional), given))
-    for graph in program.graphs.values():
-        for node in placeholders(graph):
-            if node.target in values:
-                _check(str(node.target), values[str(node.target)], node.meta.get("val"))
-    return values
 
 
 def run(
@@ -110,7 +78,11 @@ def run_graph(
 def _note_update(node: fx.Node, result: Any, state: dict[str, torch.Tensor], mutable: frozenset[str]) -> None:
     destination = node.args[0]
     assert isinstance(destination, fx.Node)
-    if destination.op == "get_attr" and str(destination.target) in mutable and node.target is torch.ops.aten.copy_.default:
+    if (
+        destination.op == "get_attr"
+        and str(destination.target) in mutable
+        and node.target is torch.ops.aten.copy_.default
+    ):
         state[str(destination.target)] = result
 
 
@@ -134,22 +106,3 @@ def _last_uses(graph: fx.Graph) -> dict[fx.Node, list[fx.Node]]:
             seen.add(node)
             uses.setdefault(node, []).append(node)
     return uses
-
-
-def _check(name: str, value: Any, expected: Any) -> None:
-    if not isinstance(expected, torch.Tensor):
-        if isinstance(value, torch.Tensor):
-            raise InputError(f"input {name!r} was a number at capture and is a tensor now: pass a number")
-        return
-    if not isinstance(value, torch.Tensor):
-        raise InputError(f"input {name!r} must be a tensor, but is {type(value).__name__}")
-    if value.dtype != expected.dtype:
-        raise InputError(f"input {name!r} must have dtype {expected.dtype}, but has {value.dtype}: convert it")
-    if value.dim() != expected.dim():
-        raise InputError(f"input {name!r} must have {expected.dim()} dimensions, but has shape {list(value.shape)}")
-    for index, (size, wanted) in enumerate(zip(value.shape, expected.shape, strict=True)):
-        if isinstance(wanted, int) and size != wanted:
-            raise InputError(
-                f"input {name!r} has size {size} in dimension {index}, but was captured with {wanted} there:"
-                " capture again with that dimension in dynamic_shapes"
-            )

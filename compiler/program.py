@@ -21,6 +21,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from burnish.compiler import graphs as graph_functions
 from burnish.compiler import interpreter
+from burnish.compiler.binding import Binding
 from burnish.compiler.facts import Fact
 from burnish.compiler.structure import Structure, leaf_names
 
@@ -88,7 +89,7 @@ class Program:
 
         Buffers that the model updates are updated in this Program's `constants`.
         """
-        outputs, state = interpreter.run(self, interpreter.bind(self, args, kwargs))
+        outputs, state = interpreter.run(self, Binding.of(self).bind(args, kwargs))
         self.constants.update(state)
         return outputs
 

@@ -1,0 +1,86 @@
+"""What a backend is, and what it makes: an Artifact, called like the model it came from."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
+
+from burnish.compiler.context import Target
+
+if TYPE_CHECKING:
+    from burnish.compiler.pipeline import Pipeline
+    from burnish.compiler.program import Program
+
+__all__ = ["Artifact", "Backend", "Finding"]
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """Something that a backend cannot take.
+
+    Attributes:
+        node: display name of the node.
+        operator: its operator.
+        reason: why the backend cannot take it.
+        module: path of the module that the node came from.
+    """
+
+    node: str
+    operator: str
+    reason: str
+    module: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.node} ({self.operator}): {self.reason}"
+
+
+@runtime_checkable
+class Backend(Protocol):
+    """Lowers Programs. Options arrive as keyword values, checked by the backend."""
+
+    name: ClassVar[str]
+    suffix: ClassVar[str]
+    """Ending of the files that its artifacts save and load, ".onnx" for one."""
+    target: ClassVar[Target]
+
+    def default_passes(self, options: Mapping[str, Any]) -> Pipeline:
+        """Return the pipeline that `compile(passes=None)` runs."""
+
+    def check(self, program: Program) -> list[Finding]:
+        """List what the backend cannot take, node by node, without lowering anything."""
+
+    def emit(self, program: Program, options: Mapping[str, Any]) -> Artifact:
+        """Lower `program`.
+
+        Raises:
+            OptionError: an option is unknown or has an unusable value.
+            BackendError: the program cannot be lowered; names the node.
+        """
+
+    def load(self, path: str | os.PathLike[str], options: Mapping[str, Any]) -> Artifact:
+        """Load what an artifact of this backend saved.
+
+        Raises:
+            FileFormatError: the file is truncated or foreign.
+        """
+
+
+class Artifact(Protocol):
+    """A lowered Program: runs without the model's source."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Run; same pytree in and out as the model, torch tensors."""
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the artifact; an interrupted save leaves an old file whole."""
+
+    def notes(self) -> list[str]:
+        """Return what the user should know of the lowering."""
+
+    def size(self) -> int:
+        """Return the bytes of the artifact when saved."""
+
+    def node_count(self) -> int:
+        """Return the number of operators or kernels in the lowered graph."""

@@ -1,0 +1,173 @@
+"""The calling convention of a Program or Artifact: checks arguments, names them, and builds the result's pytree.
+
+It is written into saved artifacts as JSON, so that they are called like the model in a process without its source.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from burnish.compiler import structure
+from burnish.compiler.errors import FileFormatError, InputError
+from burnish.compiler.graphs import placeholders
+from burnish.compiler.structure import Container, Leaf, Literal, Structure
+
+if TYPE_CHECKING:
+    from burnish.compiler.program import Program, Signature
+
+__all__ = ["Binding", "InputType"]
+
+
+@dataclass(frozen=True, slots=True)
+class InputType:
+    """Type of one input: element type (None for a plain number), and sizes (None where dynamic)."""
+
+    dtype: torch.dtype | None
+    shape: tuple[int | None, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Binding:
+    """How something compiled is called.
+
+    Attributes:
+        inputs: structure of `(args, kwargs)`.
+        outputs: structure of the result.
+        parameters: names of the positional parameters.
+        types: the type of every input by name.
+    """
+
+    inputs: Structure
+    outputs: Structure
+    parameters: tuple[str, ...]
+    types: Mapping[str, InputType]
+
+    @staticmethod
+    def of(program: Program) -> Binding:
+        """Return the calling convention of `program`."""
+        types = {
+            str(node.target): _type_of(node.meta.get("val"))
+            for graph in program.graphs.values()
+            for node in placeholders(graph)
+        }
+        signature: Signature = program.signature
+        wanted = {name: types[name] for name in signature.input_names if name in types}
+        return Binding(signature.inputs, signature.outputs, signature.parameters, wanted)
+
+    def bind(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the inputs of a call by name.
+
+        Raises:
+            InputError: an argument is missing, left over, or differs from capture in structure, dtype or static size.
+        """
+        assert isinstance(self.inputs, Container)
+        wanted_args, wanted_kwargs = self.inputs.children
+        assert isinstance(wanted_args, Container) and isinstance(wanted_kwargs, Container)
+        given = dict(kwargs)
+        positional = list(args)
+        # A positional parameter may be given by its name, as in Python.
+        for name in self.parameters[len(positional) : len(wanted_args.children)]:
+            if name in given:
+                positional.append(given.pop(name))
+        # One that was captured by name may be given by position, in the order of the signature.
+        if len(positional) > len(wanted_args.children):
+            names = self.parameters[len(wanted_args.children) : len(positional)]
+            if all(name in wanted_kwargs.keys and name not in given for name in names):
+                given.update(zip(names, positional[len(wanted_args.children) :], strict=False))
+                del positional[len(wanted_args.children) :]
+        values = structure.flatten(self.inputs, (tuple(positional), given))
+        for name, expected in self.types.items():
+            _check(name, values[name], expected)
+        return values
+
+    def result(self, outputs: Mapping[str, Any]) -> Any:
+        """Build the result's pytree from the outputs by name."""
+        return structure.unflatten(self.outputs, outputs)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return a description that `json.dumps` takes."""
+        return {
+            "inputs": _structure_to_json(self.inputs),
+            "outputs": _structure_to_json(self.outputs),
+            "parameters": list(self.parameters),
+            "types": {
+                name: {"dtype": None if each.dtype is None else str(each.dtype)[6:], "shape": list(each.shape)}
+                for name, each in self.types.items()
+            },
+        }
+
+    @staticmethod
+    def from_json(data: Any) -> Binding:
+        """Read what `to_json` returned.
+
+        Raises:
+            FileFormatError: `data` has another form.
+        """
+        try:
+            types = {}
+            for name, each in data["types"].items():
+                dtype = None if each["dtype"] is None else getattr(torch, str(each["dtype"]))
+                if dtype is not None and not isinstance(dtype, torch.dtype):
+                    raise TypeError(f"{each['dtype']!r} is no dtype")
+                types[str(name)] = InputType(
+                    dtype, tuple(None if size is None else int(size) for size in each["shape"])
+                )
+            return Binding(
+                _structure_from_json(data["inputs"]),
+                _structure_from_json(data["outputs"]),
+                tuple(str(name) for name in data["parameters"]),
+                types,
+            )
+        except (KeyError, TypeError, ValueError, AttributeError, IndexError, RecursionError) as error:
+            raise FileFormatError(f"the calling convention in the file cannot be read: {error!r}") from error
+
+
+def _type_of(value: Any) -> InputType:
+    if not isinstance(value, torch.Tensor):
+        return InputType(None)
+    return InputType(value.dtype, tuple(size if isinstance(size, int) else None for size in value.shape))
+
+
+def _check(name: str, value: Any, expected: InputType) -> None:
+    if expected.dtype is None:
+        if isinstance(value, torch.Tensor) or not isinstance(value, (int, float, bool)):
+            raise InputError(f"input {name!r} must be a number, as at capture, but is {type(value).__name__}")
+        return
+    if not isinstance(value, torch.Tensor):
+        raise InputError(f"input {name!r} must be a tensor, but is {type(value).__name__}")
+    if value.dtype != expected.dtype:
+        raise InputError(f"input {name!r} must have dtype {expected.dtype}, but has {value.dtype}: convert it")
+    if value.dim() != len(expected.shape):
+        raise InputError(
+            f"input {name!r} must have {len(expected.shape)} dimensions, but has shape {list(value.shape)}"
+        )
+    for index, (size, wanted) in enumerate(zip(value.shape, expected.shape, strict=True)):
+        if wanted is not None and size != wanted:
+            raise InputError(
+                f"input {name!r} has size {size} in dimension {index}, but was captured with {wanted} there:"
+                " capture again with that dimension in dynamic_shapes"
+            )
+
+
+def _structure_to_json(value: Structure) -> Any:
+    if isinstance(value, Leaf):
+        return {"leaf": value.name}
+    if isinstance(value, Literal):
+        return {"literal": value.value}
+    children = [_structure_to_json(child) for child in value.children]
+    return {"kind": value.kind, "keys": list(value.keys), "children": children, "context": value.context}
+
+
+def _structure_from_json(data: Any) -> Structure:
+    if "leaf" in data:
+        return Leaf(str(data["leaf"]))
+    if "literal" in data:
+        if data["literal"] is not None and not isinstance(data["literal"], (bool, int, float, str)):
+            raise TypeError("a literal must be a number, a string or None")
+        return Literal(data["literal"])
+    children = tuple(_structure_from_json(child) for child in data["children"])
+    return Container(str(data["kind"]), tuple(str(key) for key in data["keys"]), children, str(data["context"]))

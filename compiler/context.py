@@ -1,0 +1,56 @@
+"""What a pass may know besides the Program: the target, the calibration data, the seed, a way to measure."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from burnish.compiler.errors import BackendError
+
+if TYPE_CHECKING:
+    from burnish.compiler.program import Program
+
+__all__ = ["Context", "Target"]
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """What passes may know of the place where the Program will run.
+
+    Attributes:
+        name: the backend's name.
+        dtypes: element types that it computes in.
+        device: where it runs.
+    """
+
+    name: str = "eager"
+    dtypes: frozenset[torch.dtype] = frozenset({torch.float32, torch.float64, torch.float16, torch.bfloat16})
+    device: str = "cpu"
+
+
+def _no_measure(program: Program) -> float:
+    raise BackendError("this pipeline runs without a backend, so nothing can be measured: use burnish.compile")
+
+
+@dataclass(kw_only=True)
+class Context:
+    """Handed to every pass.
+
+    Attributes:
+        target: a plain description that the backend declares.
+        calibration: inputs, or (inputs, targets) pairs, for the passes that need data; may be None.
+        seed: everything random in a pass derives from it.
+        measure: seconds per call of a Program on its samples, on the chosen backend.
+        progress: show progress on a terminal for work above two seconds.
+        notes: a pass adds what the user should know; the report shows them.
+    """
+
+    target: Target = field(default_factory=Target)
+    calibration: Iterable[Any] | None = None
+    seed: int = 0
+    measure: Callable[[Program], float] = _no_measure
+    progress: bool = True
+    notes: list[str] = field(default_factory=list)

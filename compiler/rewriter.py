@@ -1,0 +1,350 @@
+"""The only way to change a Program: insert, replace, erase, set constants.
+
+Going through one place gives counts, provenance, bisection by single rewrite (`limit`), and reasons: a rule that
+could fire and did not calls `skip`, which is what `burnish explain` prints.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import fx
+from torch.fx.node import Argument
+
+from burnish.compiler.errors import BurnishError
+from burnish.compiler.graphs import NameTable, name_of
+from burnish.compiler.operators import Operator, find_operator, operator_name
+from burnish.compiler.program import Program
+from burnish.compiler.provenance import merged, set_provenance
+from burnish.compiler.typing_rules import infer
+
+__all__ = ["Rewriter", "Rule", "Skip", "StopRewriting", "rule"]
+
+
+class StopRewriting(Exception):  # noqa: N818  a signal, not an error
+    """The rewrite limit is reached: the pass ends here, with a whole Program."""
+
+
+@dataclass(frozen=True, slots=True)
+class Skip:
+    """A rule that could have fired at `node` and did not, and why."""
+
+    rule: str
+    node: str
+    operator: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """A rewrite keyed by the operators at its root.
+
+    Attributes:
+        name: what provenance and statistics call it.
+        roots: the operators at which `apply` is tried.
+        apply: matches with early returns, then rewrites through the rewriter, at most once.
+    """
+
+    name: str
+    roots: tuple[Operator, ...]
+    apply: Callable[[fx.Node, Rewriter], None]
+
+
+def rule(*roots: str) -> Callable[[Callable[[fx.Node, Rewriter], None]], Rule]:
+    """Make a Rule of a function; its name is the function's, with dashes for underscores."""
+
+    def wrap(function: Callable[[fx.Node, Rewriter], None]) -> Rule:
+        return Rule(function.__name__.strip("_").replace("_", "-"), tuple(find_operator(r) for r in roots), function)
+
+    return wrap
+
+
+class Rewriter:
+    """Edits the graphs of one Program on behalf of one pass.
+
+    Args:
+        program: the Program to change in place (the pipeline hands in a copy).
+        pass_name: recorded in the provenance of every node made.
+        limit: stop, by StopRewriting, before rewrite number `limit`; None for no limit.
+    """
+
+    def __init__(self, program: Program, pass_name: str, limit: int | None = None) -> None:
+        self.program = program
+        self.pass_name = pass_name
+        self.limit = limit
+        self.rewrites = 0
+        self.counts: Counter[str] = Counter()
+        self.skips: list[Skip] = []
+        self.changed = False
+        self._mutable = program.mutable_constants()
+        self._rule: str | None = None
+        self._trying: str | None = None
+        self._pending: str | None = None
+        self._names: dict[fx.Graph, NameTable] = {}
+        self._constants: dict[fx.Graph, dict[str, fx.Node]] = {}
+        self._fresh: deque[fx.Node] = deque()
+        self._erased: set[fx.Node] = set()
+
+    # -- finding ------------------------------------------------------------------------------------------------
+
+    def nodes(self, *operators: str) -> list[fx.Node]:
+        """Return the nodes of all graphs that call one of `operators`, in graph order; all operators by default."""
+        wanted = {find_operator(name) for name in operators}
+        return [
+            node
+            for _, graph in self.program.all_graphs()
+            for node in graph.nodes
+            if node.op == "call_function" and (not wanted or node.target in wanted)
+        ]
+
+    def constant(self, value: Any) -> torch.Tensor | None:
+        """Return the tensor that `value` refers to, or None when it is no constant or one that a run updates."""
+        if not isinstance(value, fx.Node) or value.op != "get_attr":
+            return None
+        if str(value.target) in self._mutable:
+            return None
+        return self.program.constants.get(str(value.target))
+
+    # -- changing -----------------------------------------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def rewrite(self, name: str) -> Iterator[None]:
+        """Group several changes into one rewrite called `name`.
+
+        Raises:
+            StopRewriting: the limit is reached; nothing has been changed.
+        """
+        if self._rule is not None:
+            yield
+            return
+        self._count(name)
+        self._rule = name
+        try:
+            yield
+        finally:
+            self._rule = None
+
+    def insert(
+        self,
+        anchor: fx.Node,
+        operator: str | Operator,
+        args: tuple[Argument, ...] = (),
+        kwargs: dict[str, Argument] | None = None,
+        *,
+        name: str | None = None,
+        origins: Iterable[fx.Node] = (),
+        like: fx.Node | None = None,
+    ) -> fx.Node:
+        """Insert an operator before `anchor` and return its node, typed.
+
+        Args:
+            anchor: the node to insert before.
+            operator: an operator or its name.
+            args: positional arguments: nodes and literals.
+            kwargs: keyword arguments.
+            name: wanted display name; made unique. The anchor's name and the operator's by default.
+            origins: nodes whose origins it inherits; by default the anchor.
+            like: a node of the same type, which saves the inference (verification compares).
+        """
+        target = find_operator(operator) if isinstance(operator, str) else operator
+        with self._grouped("insert"):
+            graph = anchor.graph
+            with graph.inserting_before(anchor):
+                node = graph.call_function(target, args, kwargs or {})
+            short = operator_name(target).split(".")
+            node.meta["name"] = self._table(graph).unique(name or f"{name_of(anchor)}.{short[min(1, len(short) - 1)]}")
+            set_provenance(node, merged(list(origins) or [anchor], self._maker("insert")))
+            node.meta["val"] = like.meta.get("val") if like is not None else infer(self.program, node)
+            self._fresh.append(node)
+            self.changed = True
+            return node
+
+    def replace(
+        self,
+        node: fx.Node,
+        by: fx.Node | str | Operator,
+        args: tuple[Argument, ...] | None = None,
+        kwargs: dict[str, Argument] | None = None,
+        *,
+        origins: Iterable[fx.Node] = (),
+        same_type: bool = False,
+    ) -> fx.Node:
+        """Replace `node` by another node, or by an operator on `args` and `kwargs`, and erase it.
+
+        An operator takes over the name of `node`, its users, and the union of the origins of `node` and `origins`.
+
+        Args:
+            node: the node to replace.
+            by: an existing node, or an operator or its name.
+            args: arguments of the operator; those of `node` when None.
+            kwargs: keyword arguments of the operator; those of `node` when `args` is None.
+            origins: further nodes that this replaces.
+            same_type: the result has the type of `node`, which saves the inference (verification compares).
+        """
+        with self._grouped("replace"):
+            if isinstance(by, fx.Node):
+                new = by
+            else:
+                if args is None:
+                    args, kwargs = node.args, dict(node.kwargs)
+                name, node.meta["name"] = name_of(node), ""
+                new = self.insert(
+                    node, by, args, kwargs, name="_", origins=[node, *origins], like=node if same_type else None
+                )
+                new.meta["name"] = name
+            self._touch_users(node)
+            node.replace_all_uses_with(new)
+            self.changed = True
+            self._erase(node)
+            return new
+
+    def erase(self, node: fx.Node) -> None:
+        """Erase `node`, which must have no users; its arguments stay (see the pass dce)."""
+        with self._grouped("erase"):
+            if node.users:
+                raise BurnishError(f"{name_of(node)} still has {len(node.users)} users and cannot be erased")
+            self._erase(node)
+            self.changed = True
+
+    def set_arguments(
+        self, node: fx.Node, args: tuple[Argument, ...], kwargs: dict[str, Argument] | None = None
+    ) -> None:
+        """Give `node` other arguments; its type is inferred again."""
+        with self._grouped("set-arguments"):
+            node.args, node.kwargs = args, kwargs if kwargs is not None else node.kwargs
+            set_provenance(node, merged([node], self._maker("set-arguments")))
+            node.meta["val"] = infer(self.program, node)
+            self._touch_users(node)
+            self.changed = True
+
+    def set_constant(self, graph: fx.Graph, name: str, value: torch.Tensor, origins: Iterable[fx.Node] = ()) -> fx.Node:
+        """Return a node of `graph` for a new constant called `name`, made unique in the Program.
+
+        An existing constant is never changed in place: other nodes, and other copies of the Program, may share it.
+        """
+        taken, unique, ordinal = self.program.constants, name, 0
+        while unique in taken:
+            ordinal += 1
+            unique = f"{name}_{ordinal}"
+        value = value.detach()
+        self.program.constants[unique] = value
+        self.changed = True
+        return self.constant_node(graph, unique, origins)
+
+    def constant_node(self, graph: fx.Graph, name: str, origins: Iterable[fx.Node] = ()) -> fx.Node:
+        """Return the node of `graph` that stands for the constant `name`, made when there is none."""
+        known = self._constants.get(graph)
+        if known is None:
+            known = self._constants[graph] = {str(node.target): node for node in graph.find_nodes(op="get_attr")}
+        node = known.get(name)
+        if node is None or node in self._erased:
+            first = next(iter(graph.nodes))
+            with graph.inserting_before(first):
+                node = known[name] = graph.get_attr(name)
+            node.meta["name"] = name
+            node.meta["val"] = self.program.fake_mode.from_tensor(self.program.constants[name], static_shapes=True)
+            provenance = merged(origins, self._maker("constant"))
+            set_provenance(node, provenance)
+        return node
+
+    def set_outputs(self, graph: fx.Graph, outputs: dict[str, fx.Node]) -> None:
+        """Make `outputs`, by name, the outputs of `graph`; the caller keeps the signature in step."""
+        result = graph.output_node()
+        with self._grouped("outputs"):
+            result.args = (dict(outputs),)
+            self.changed = True
+
+    def skip(self, node: fx.Node, reason: str) -> None:
+        """Record that the current rule could have fired at `node` and did not."""
+        name = self._rule or self._trying or self.pass_name
+        self.skips.append(Skip(name, name_of(node), operator_name(node.target), reason))  # type: ignore[arg-type]
+
+    # -- sweeping -----------------------------------------------------------------------------------------------
+
+    def sweep(self, rules: Iterable[Rule]) -> None:
+        """Apply `rules` to every node until none fires, in time linear in nodes and rewrites.
+
+        New nodes, and the users of replaced ones, are visited again. Raises BurnishError when rules undo each other.
+        """
+        table: dict[Any, list[Rule]] = {}
+        for each in rules:
+            for root in each.roots:
+                table.setdefault(root, []).append(each)
+        queue = deque(node for _, graph in self.program.all_graphs() for node in graph.nodes if node.target in table)
+        budget = 100 + 20 * len(queue)
+        waiting = set(queue)
+        self._fresh.clear()
+        while queue:
+            node = queue.popleft()
+            waiting.discard(node)
+            if node in self._erased:
+                continue
+            for each in table.get(node.target, ()):
+                before = self.rewrites
+                self._trying = each.name
+                try:
+                    with self._deferred(each.name):
+                        each.apply(node, self)
+                finally:
+                    self._trying = None
+                if self.rewrites > before:
+                    budget -= 1
+                    if budget < 0:
+                        raise BurnishError(f"rule {each.name!r} never comes to rest: two rules undo each other")
+                while self._fresh:
+                    fresh = self._fresh.popleft()
+                    if fresh.target in table and fresh not in waiting and fresh not in self._erased:
+                        waiting.add(fresh)
+                        queue.append(fresh)
+                if node in self._erased:
+                    break
+
+    # -- bookkeeping --------------------------------------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def _deferred(self, name: str) -> Iterator[None]:
+        # A rule counts as one rewrite from its first change on, and as none when it only looked.
+        self._pending = name
+        try:
+            yield
+        finally:
+            self._pending = None
+            self._rule = None
+
+    @contextlib.contextmanager
+    def _grouped(self, name: str) -> Iterator[None]:
+        if self._rule is None and self._pending is not None:
+            self._count(self._pending)
+            self._rule = self._pending
+        if self._rule is not None:
+            yield
+            return
+        with self.rewrite(name):
+            yield
+
+    def _count(self, name: str) -> None:
+        if self.limit is not None and self.rewrites >= self.limit:
+            raise StopRewriting
+        self.rewrites += 1
+        self.counts[name] += 1
+
+    def _maker(self, fallback: str) -> str:
+        return f"{self.pass_name}:{self._rule or fallback}"
+
+    def _table(self, graph: fx.Graph) -> NameTable:
+        if graph not in self._names:
+            self._names[graph] = NameTable(graph)
+        return self._names[graph]
+
+    def _touch_users(self, node: fx.Node) -> None:
+        self._fresh.extend(node.users)
+
+    def _erase(self, node: fx.Node) -> None:
+        self._fresh.extend(each for each in node.all_input_nodes if each.op == "call_function")
+        node.graph.erase_node(node)
+        self._erased.add(node)

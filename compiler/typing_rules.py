@@ -1,0 +1,46 @@
+"""Types of nodes: run the operator on fake tensors."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import fx
+
+from burnish.compiler.errors import VerificationError
+from burnish.compiler.graphs import name_of
+from burnish.compiler.operators import operator_name
+
+if TYPE_CHECKING:
+    from burnish.compiler.program import Program
+
+__all__ = ["infer"]
+
+
+def infer(program: Program, node: fx.Node) -> Any:
+    """Return the type of an operator node: a FakeTensor, a number or SymInt, or a tuple of these.
+
+    Raises:
+        VerificationError: the operator refuses these arguments.
+    """
+    target: Any = node.target
+    args = fx.node.map_arg(node.args, lambda each: _value(program, each))
+    kwargs = fx.node.map_arg(node.kwargs, lambda each: _value(program, each))
+    shape_env = program.fake_mode.shape_env
+    try:
+        with program.fake_mode, torch.no_grad():
+            if shape_env is None:
+                return target(*args, **kwargs)
+            with shape_env.ignore_fresh_unbacked_symbols(), shape_env.suppress_guards():
+                return target(*args, **kwargs)
+    except Exception as error:
+        raise VerificationError(
+            f"{name_of(node)} = {operator_name(target)}: {str(error).strip() or type(error).__name__}",
+            node=name_of(node),
+        ) from error
+
+
+def _value(program: Program, node: fx.Node) -> Any:
+    if node.op == "get_attr" and str(node.target) in program.branches:
+        return fx.GraphModule(torch.nn.Module(), program.branches[str(node.target)])
+    return node.meta["val"]

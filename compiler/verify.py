@@ -1,0 +1,231 @@
+"""The verifier: what must hold of every Program, and of every pass.
+
+Levels, each including those below:
+1 structure: order, dominance, names, constants, signature, provenance
+2 types: every operator run again on fake tensors gives the recorded type
+3 text: the printed text parses to the same text, printing is deterministic, idempotent passes are
+4 numbers: both Programs are run on the sample inputs and the pass is held to its contract
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping
+from typing import Any
+
+import sympy
+import torch
+from torch import fx
+
+from burnish.compiler import interpreter
+from burnish.compiler.errors import VerificationError
+from burnish.compiler.graphs import calls, name_of, output_of, placeholders
+from burnish.compiler.numerics import Exact, Numerics, Reassociates, worst_drift
+from burnish.compiler.operators import is_mutating, operator_name
+from burnish.compiler.program import Program
+from burnish.compiler.provenance import provenance_of
+from burnish.compiler.typing_rules import infer
+
+__all__ = ["check_contract", "run_samples", "verify"]
+
+
+def verify(program: Program, level: int = 2) -> None:
+    """Check the invariants of `program` up to `level` 3; contracts (level 4) need two Programs: see `check_contract`.
+
+    Raises:
+        VerificationError: an invariant is broken; names the node where there is one.
+    """
+    if level >= 1:
+        _check_signature(program)
+        for name, graph in program.all_graphs():
+            _check_structure(program, name, graph)
+    if level >= 2:
+        for _, graph in program.all_graphs():
+            _check_types(program, graph)
+    if level >= 3:
+        _check_text(program)
+
+
+def run_samples(program: Program) -> list[Any]:
+    """Return the output leaves of `program` on its sample inputs, then the updated buffers.
+
+    Raises:
+        VerificationError: the Program has no sample inputs.
+    """
+    if not program.samples:
+        raise VerificationError("the program has no sample inputs to run: capture it with inputs")
+    torch.manual_seed(0)
+    outputs, state = interpreter.run(program, program.samples)
+    leaves = torch.utils._pytree.tree_leaves(outputs)
+    return [*leaves, *(state[name] for name in sorted(state))]
+
+
+def check_contract(numerics: Numerics, before: list[Any], after: list[Any]) -> float:
+    """Return the drift between two runs, and hold it to `numerics`.
+
+    Raises:
+        VerificationError: the contract is broken.
+    """
+    if len(before) != len(after):
+        raise VerificationError(f"the program had {len(before)} outputs and has {len(after)} now")
+    found = worst_drift(after, before)
+    allowed = 0.0 if isinstance(numerics, Exact) else numerics.rtol if isinstance(numerics, Reassociates) else None
+    if allowed is not None and found > allowed:
+        raise VerificationError(f"the outputs differ by {found:.3g} relative, and the contract allows {allowed:g}")
+    return found
+
+
+def _check_signature(program: Program) -> None:
+    known = set(program.signature.input_names)
+    for name, graph in program.graphs.items():
+        for node in placeholders(graph):
+            if node.target not in known:
+                raise VerificationError(
+                    f"graph {name}: input {node.target!r} is neither a program input nor made before"
+                )
+        outputs = output_of(graph).args[0]
+        if not isinstance(outputs, Mapping):
+            raise VerificationError(f"graph {name}: its outputs must be a dict by name")
+        clash = known.intersection(outputs) if len(program.graphs) > 1 else set()
+        if clash:
+            raise VerificationError(f"graph {name}: output {min(clash)!r} is made twice")
+        known.update(outputs)
+    missing = set(program.signature.output_names) - known
+    if missing:
+        raise VerificationError(f"no graph makes the output {min(missing)!r}")
+
+
+def _check_structure(program: Program, graph_name: str, graph: fx.Graph) -> None:
+    try:
+        graph.lint()
+    except RuntimeError as error:
+        raise VerificationError(f"graph {graph_name}: {error}") from error
+    names: set[str] = set()
+    for node in graph.nodes:
+        name = name_of(node)
+        if node.op != "output":
+            if name in names:
+                raise VerificationError(f"two nodes are called {name!r}", node=name)
+            names.add(name)
+        if provenance_of(node) is None:
+            raise VerificationError(f"{name} has no provenance: make nodes through the Rewriter", node=name)
+        if node.op == "get_attr":
+            if node.target not in program.constants and node.target not in program.branches:
+                raise VerificationError(
+                    f"{name} refers to {node.target!r}, which is no constant and no branch", node=name
+                )
+        elif node.op == "call_function":
+            _check_call(node, name)
+        elif node.op not in ("placeholder", "output"):
+            raise VerificationError(f"{name} is a {node.op} node: a Program has operators only", node=name)
+
+
+def _check_call(node: fx.Node, name: str) -> None:
+    target: Any = node.target
+    operator_name(target)
+    if is_mutating(target):
+        destination = node.args[0]
+        onto_buffer = isinstance(destination, fx.Node) and destination.op == "get_attr"
+        if target is not torch.ops.aten.copy_.default or not onto_buffer or node.users:
+            raise VerificationError(
+                f"{name}: {operator_name(target)} writes in place: use the functional form", node=name
+            )
+
+
+def _check_types(program: Program, graph: fx.Graph) -> None:
+    for node in placeholders(graph):
+        if "val" not in node.meta:
+            raise VerificationError(f"input {name_of(node)} has no type", node=name_of(node))
+    for node in graph.find_nodes(op="get_attr"):
+        _check_constant(program, node)
+    for node in calls(graph):
+        if "val" not in node.meta:
+            raise VerificationError(f"{name_of(node)} has no type", node=name_of(node))
+        # Types are never written in place, so what was checked against the same operand types need not be again.
+        key = (node.target, _fingerprint(node.args), _fingerprint(node.kwargs), id(node.meta["val"]))
+        if node.meta.get("checked", (None,))[0] == key:
+            continue
+        found = infer(program, node)
+        if not _same_type(node.meta["val"], found):
+            raise VerificationError(
+                f"{name_of(node)} is recorded as {_describe(node.meta['val'])},"
+                f" but {operator_name(node.target)} gives {_describe(found)}",  # type: ignore[arg-type]
+                node=name_of(node),
+            )
+        # The operands' types are kept alive, or another's could take over their ids.
+        node.meta["checked"] = (key, [each.meta.get("val") for each in node.all_input_nodes])
+
+
+def _check_constant(program: Program, node: fx.Node) -> None:
+    value, recorded = program.constants.get(str(node.target)), node.meta.get("val")
+    if value is not None and not (
+        isinstance(recorded, torch.Tensor) and recorded.dtype == value.dtype and recorded.shape == value.shape
+    ):
+        raise VerificationError(f"constant {node.target!r} is {_describe(value)}, not {_describe(recorded)}")
+
+
+def _fingerprint(value: Any) -> Any:
+    if isinstance(value, fx.Node):
+        return id(value.meta.get("val"))
+    if isinstance(value, (list, tuple)):
+        return tuple([_fingerprint(each) for each in value])
+    if isinstance(value, dict):
+        return tuple((name, _fingerprint(each)) for name, each in value.items())
+    return repr(value) if isinstance(value, slice) else (type(value), value)
+
+
+def _same_type(recorded: Any, found: Any) -> bool:
+    if isinstance(recorded, (tuple, list)) or isinstance(found, (tuple, list)):
+        return (
+            isinstance(recorded, (tuple, list))
+            and isinstance(found, (tuple, list))
+            and len(recorded) == len(found)
+            and all(itertools.starmap(_same_type, zip(recorded, found, strict=True)))
+        )
+    if isinstance(recorded, torch.Tensor) and isinstance(found, torch.Tensor):
+        same_rank = recorded.dtype == found.dtype and recorded.dim() == found.dim()
+        return same_rank and all(itertools.starmap(_same_size, zip(recorded.shape, found.shape, strict=True)))
+    if isinstance(recorded, (bool, torch.SymBool)) or isinstance(found, (bool, torch.SymBool)):
+        return isinstance(recorded, (bool, torch.SymBool)) and isinstance(found, (bool, torch.SymBool))
+    if isinstance(recorded, (int, torch.SymInt)) and isinstance(found, (int, torch.SymInt)):
+        return _same_size(recorded, found)
+    return isinstance(recorded, (float, torch.SymFloat)) == isinstance(found, (float, torch.SymFloat))
+
+
+def _same_size(recorded: Any, found: Any) -> bool:
+    if isinstance(recorded, int) and isinstance(found, int):
+        return recorded == found
+    a, b = _expression(recorded), _expression(found)
+    if a == b:
+        return True
+    # A data-dependent size is a fresh symbol each time that it is inferred.
+    if any(_is_unbacked(symbol) for each in (a, b) for symbol in getattr(each, "free_symbols", ())):
+        return True
+    difference = (a - b).simplify() if hasattr(a - b, "simplify") else a - b
+    return bool(difference == 0)
+
+
+def _expression(size: Any) -> Any:
+    return size.node.expr if isinstance(size, torch.SymInt) else sympy.Integer(size)
+
+
+def _is_unbacked(symbol: Any) -> bool:
+    return str(symbol).startswith("u")
+
+
+def _describe(value: Any) -> str:
+    from burnish.compiler.types_text import format_type
+
+    return "nothing" if value is None else format_type(value)
+
+
+def _check_text(program: Program) -> None:
+    text = program.print()
+    if program.copy().print() != text:
+        raise VerificationError("printing is not deterministic: a copy prints another text")
+    constants = program.used_constants()
+    again = Program.parse(text, constants).print()
+    if again != text:
+        pairs = itertools.zip_longest(text.splitlines(), again.splitlines())
+        first = next((a, b) for a, b in pairs if a != b)
+        raise VerificationError(f"the text does not round-trip: printed {first[0]!r}, and after parsing {first[1]!r}")
