@@ -56,7 +56,7 @@ class Storage:
                 self._roots[node] = _own_roots(node)
                 continue
             self._roots[node] = self._aliased(node, base)
-            if not is_mutating(node.target):  # type: ignore[arg-type]
+            if not is_mutating(node.target):
                 self._views.add(node)
 
     def roots(self, node: fx.Node) -> tuple[Root, ...]:
@@ -69,13 +69,13 @@ class Storage:
 
     def traffic(self, node: fx.Node) -> tuple[Number, Number]:
         """Return the bytes that `node` reads and writes."""
-        if node in self._views:
+        if node in self._views or next(tensors_of(node.meta.get("val")), None) is None:
             return 0, 0
         written = value_bytes(node)
         inputs = node.all_input_nodes
         if _schema_name(node) in _LOOKUPS and inputs:
             return total([written, *(value_bytes(each) for each in inputs[1:])]), written
-        if is_mutating(node.target):  # type: ignore[arg-type]
+        if is_mutating(node.target):
             inputs = inputs[1:]
         return total(value_bytes(each) for each in inputs), written
 
@@ -213,7 +213,5 @@ def _is_outermost(node: fx.Node) -> bool:
     name = _schema_name(node)
     if name in ("aten::select", "aten::slice", "aten::narrow", "aten::split", "aten::chunk", "aten::unbind"):
         given = arguments(node)
-        return given["dim"] == 0 and given.get("step", 1) == 1
+        return bool(given["dim"] == 0 and given.get("step", 1) == 1)
     return False
-
-

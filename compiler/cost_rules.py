@@ -150,7 +150,7 @@ def _matmul(call: Call) -> Work:
 def _matmul_plus(call: Call) -> Work:
     factor = next(name for name in ("mat1", "batch1", "mat") if name in call.arguments)
     left, out = call.shape(factor), call.output()
-    depth = (left[0], left[-1]) if operator_name(call.node.target) == "aten.addbmm" else left[-1:]  # type: ignore[arg-type]
+    depth = (left[0], left[-1]) if operator_name(call.node.target) == "aten.addbmm" else left[-1:]
     return Work(product((*out, *depth)), product(out))
 
 
@@ -207,22 +207,19 @@ def _attention(call: Call) -> Work:
 @flop_rule(*_names("lstm gru rnn_tanh rnn_relu lstm_cell gru_cell rnn_tanh_cell rnn_relu_cell"))
 def _recurrent(call: Call) -> Work:
     """Every token meets every weight of every layer and direction once."""
-    listed = call.shapes("params") if "params" in call.arguments else []
+    given = call.arguments
+    listed = call.shapes("params") if "params" in given else []
     listed += [call.shape(name) for name in ("w_ih", "w_hh", "b_ih", "b_hh") if call.given(name)]
     steps = call.first()[:-1]
-    kind = operator_name(call.node.target).split(".")[1].removesuffix("_cell")  # type: ignore[arg-type]
-    gates = {"lstm": 4, "gru": 3}.get(kind, 1)
     macs = total(product((*steps, *shape)) for shape in listed if len(shape) == 2)
     biases = total(product((*steps, *shape)) for shape in listed if len(shape) == 1)
-    # Per hidden unit: each gate's addition and activation, and 5 for the new state. The weight on the hidden state is
-    # the second of each layer and direction; a projection follows it only where hidden and output sizes differ.
-    hidden = total(shape[0] for shape in _input_weights(listed, gates)) if listed else 0
-    extra = 2 * gates + (5 if gates > 1 else 0)
-    return Work(macs, total([biases, *(product((*steps, extra, size)) for size in [hidden])]))
-
-
-def _input_weights(listed: list[Shape], gates: int) -> list[Shape]:
-    raise NotImplementedError
+    # For each row of the gates an addition and an activation, and for each hidden unit 5 for the new state.
+    kind = operator_name(call.node.target).split(".")[1].removesuffix("_cell")
+    gates = {"lstm": 4, "gru": 3}.get(kind, 1)
+    blocks = given.get("num_layers", 1) * (2 if given.get("bidirectional") else 1)
+    rows = total(shape[0] for shape in listed[:: len(listed) // blocks])
+    state = 5 * (rows // gates) if gates > 1 else 0
+    return Work(macs, total([biases, product((*steps, 2 * rows + state))]))
 
 
 @flop_rule("aten.batch_norm", *_names("_native_batch_norm_legit_no_training cudnn_batch_norm"))
@@ -251,7 +248,7 @@ def _softmax(call: Call) -> Work:
            *_names("max_pool1d_with_indices max_pool2d_with_indices max_pool3d_with_indices"))  # fmt: skip
 def _pool(call: Call) -> Work:
     window = tuple(number(size) for size in _sizes(call.arguments["kernel_size"]))
-    rank = int(operator_name(call.node.target).split("_pool")[1][0])  # type: ignore[arg-type]
+    rank = int(operator_name(call.node.target).split("_pool")[1][0])
     return Work(0, product((*call.output(), *(window if len(window) == rank else window * rank))))
 
 
@@ -272,26 +269,24 @@ def _per_input(call: Call) -> Work:
 
 
 @flop_rule(
-    *_names("hardswish prelu _prelu_kernel rsub multiply subtract divide floor_divide glu log_sigmoid absolute greater"),
+    *_names(
+        "hardswish prelu _prelu_kernel rsub multiply subtract divide floor_divide glu log_sigmoid absolute greater"
+    ),
     *_names("less greater_equal less_equal not_equal arctan2 negative pairwise_distance outer ger addr cross one_hot"),
+    *(f"quantized_decomposed.quantize_per_{what}" for what in ("tensor", "channel", "token", "channel_group")),
+    *(f"quantized_decomposed.dequantize_per_{what}" for what in ("tensor", "channel", "token", "channel_group")),
 )
 def _pointwise(call: Call) -> Work:
     return Work(0, product(call.output()))
 
 
 @flop_rule(
-    *(f"quantized_decomposed.{verb}_per_{what}" for verb in ("quantize", "dequantize")
-      for what in ("tensor", "channel", "token", "channel_group"))
-)  # fmt: skip
-def _quantize(call: Call) -> Work:
-    return _pointwise(call)
-
-
-@flop_rule(*_names("upsample_linear1d upsample_bilinear2d _upsample_bilinear2d_aa upsample_trilinear3d"),
-           *_names("upsample_bicubic2d _upsample_bicubic2d_aa grid_sampler grid_sampler_2d grid_sampler_3d"))  # fmt: skip
+    *_names("upsample_linear1d upsample_bilinear2d _upsample_bilinear2d_aa upsample_trilinear3d"),
+    *_names("upsample_bicubic2d _upsample_bicubic2d_aa grid_sampler grid_sampler_2d grid_sampler_3d"),
+)
 def _interpolate(call: Call) -> Work:
     out = call.output()
-    taps = 4 if "bicubic" in operator_name(call.node.target) else 2  # type: ignore[arg-type]
+    taps = 4 if "bicubic" in operator_name(call.node.target) else 2
     return Work(0, 2 * taps ** (len(out) - 2) * product(out))
 
 
@@ -300,14 +295,19 @@ def _interpolate(call: Call) -> Work:
     *_names("reflection_pad2d reflection_pad3d replication_pad1d replication_pad2d replication_pad3d repeat tile roll"),
     *_names("flip rot90 repeat_interleave embedding index index_select gather take take_along_dim index_put scatter"),
     *_names("slice_scatter select_scatter diagonal_scatter masked_select nonzero nonzero_numpy tril triu tril_indices"),
-    *_names("triu_indices pixel_shuffle pixel_unshuffle channel_shuffle native_channel_shuffle im2col upsample_nearest1d"),
+    *_names(
+        "triu_indices pixel_shuffle pixel_unshuffle channel_shuffle native_channel_shuffle im2col upsample_nearest1d"
+    ),
     *_names("upsample_nearest2d upsample_nearest3d _upsample_nearest_exact2d to _to_copy type_as lift_fresh_copy"),
-    *_names("zeros ones full empty rand randn randint arange linspace eye scalar_tensor zeros_like ones_like full_like"),
+    *_names(
+        "zeros ones full empty rand randn randint arange linspace eye scalar_tensor zeros_like ones_like full_like"
+    ),
     *_names("empty_like rand_like randn_like new_zeros new_ones new_full new_empty fill empty_strided tensor meshgrid"),
     *_names("broadcast_tensors unsafe_split unsafe_chunk split_with_sizes_copy unfold_copy block_diag diag diag_embed"),
     *_names("dropout feature_dropout alpha_dropout bernoulli multinomial normal item _local_scalar_dense"),
     *_names("_assert_async _assert_scalar _assert_tensor_metadata sym_size sym_numel searchsorted bucketize"),
-    *_names("_unsafe_view masked_scatter atleast_1d atleast_2d atleast_3d resolve_conj resolve_neg"),
+    *_names("reshape reshape_as flatten contiguous _unsafe_view masked_scatter atleast_1d atleast_2d atleast_3d"),
+    *_names("resolve_conj resolve_neg"),
 )
 def _movement(call: Call) -> Work:
     return Work()
