@@ -229,7 +229,7 @@ class _Costing:
         self.program = program
         self.unknown: set[str] = set()
         self.constants = {
-            name: (tensor.numel(), tensor.numel() * tensor.elementsize_of())
+            name: (tensor.numel(), tensor.numel() * tensor.element_size())
             for name, tensor in program.used_constants().items()
         }
         self.branches: dict[str, Figures] = {}

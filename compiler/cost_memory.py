@@ -3,7 +3,7 @@
 The storage model is eager PyTorch's with one simplification, that operators produce contiguous tensors:
 - a view aliases its base and costs nothing; so do `reshape`, `flatten`, `contiguous` of a contiguous tensor, `to`
   without effect and dropout. After a transpose, an expand or a narrowing they are copies.
-- inputs and values are alive until the last use of any alias, outputs until the end; constants are not counted.
+- inputs and values are alive until the last use of any alias (an unused view is no use), outputs until the end; constants are not counted.
 - a lookup (embedding, index_select, gather) reads the rows that it returns, not the whole table.
 
 Not handled: workspace inside a kernel (im2col, attention scores), in-place reuse, channels-last layouts.
@@ -122,6 +122,8 @@ def live_bytes(
     order = storage.order
     last: dict[Root, int] = {}
     for position, node in enumerate(order):
+        if storage.is_view(node) and not node.users:
+            continue
         for each in (node, *node.all_input_nodes):
             for root in storage.roots(each):
                 last[root] = position
@@ -196,12 +198,9 @@ def _aliased_argument(node: fx.Node) -> Any:
     schema = node.target._schema  # type: ignore[union-attr]
     if not schema.returns or schema.returns[0].alias_info is None:
         return None
-    wanted = schema.returns[0].alias_info.before_set
+    # A list of views has its alias set on its elements, so sets are not compared: no view has two bases.
     given = arguments(node)
-    for argument in schema.arguments:
-        if argument.alias_info is not None and argument.alias_info.before_set & wanted:
-            return given[argument.name]
-    return None
+    return next((given[each.name] for each in schema.arguments if each.alias_info is not None), None)
 
 
 def _dtype(node: fx.Node) -> Any:
