@@ -3,7 +3,8 @@
 The storage model is eager PyTorch's with one simplification, that operators produce contiguous tensors:
 - a view aliases its base and costs nothing; so do `reshape`, `flatten`, `contiguous` of a contiguous tensor, `to`
   without effect and dropout. After a transpose, an expand or a narrowing they are copies.
-- inputs and values are alive until the last use of any alias (an unused view is no use), outputs until the end; constants are not counted.
+- inputs and values are alive until the last use of any alias (an unused view is no use), outputs until the end;
+  constants are not counted.
 - a lookup (embedding, index_select, gather) reads the rows that it returns, not the whole table.
 
 Not handled: workspace inside a kernel (im2col, attention scores), in-place reuse, channels-last layouts.
@@ -124,7 +125,8 @@ def live_bytes(
     for position, node in enumerate(order):
         if storage.is_view(node) and not node.users:
             continue
-        for each in (node, *node.all_input_nodes):
+        # A view holds on to what it refers to alone: one tensor of a tuple, not its neighbours.
+        for each in (node,) if storage.is_view(node) else (node, *node.all_input_nodes):
             for root in storage.roots(each):
                 last[root] = position
     for each in output_of(graph).all_input_nodes:

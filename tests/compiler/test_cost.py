@@ -173,7 +173,8 @@ class Tied(nn.Module):
         self.b.weight = self.a.weight
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.b(self.a(x))
+        hidden: torch.Tensor = self.b(self.a(x))
+        return hidden
 
 
 def test_tied_weights_count_once_in_total_and_in_each_module() -> None:
@@ -188,7 +189,8 @@ class Recurrent(nn.Module):
         self.layer = layer
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.layer(x)[0]
+        hidden: torch.Tensor = self.layer(x)[0]
+        return hidden
 
 
 @pytest.mark.parametrize(("kind", "gates", "state"), [(nn.LSTM, 4, 5), (nn.GRU, 3, 5), (nn.RNN, 1, 0)])
@@ -227,13 +229,14 @@ def test_rules(function: Any, shape: tuple[int, ...], macs: int, flops: int) -> 
 
 def test_an_operator_without_a_rule_is_listed_until_it_gets_one() -> None:
     def run(x: torch.Tensor) -> torch.Tensor:
-        return torch.linalg.inv(x)
+        inverse: torch.Tensor = torch.linalg.inv(x)
+        return inverse
 
     assert of(run, 4, 4).unknown == ("aten.linalg_inv",)
     from burnish.compiler import cost_rules
 
     @flop_rule("aten.linalg_inv")
-    def inverse(call: Call) -> Work:
+    def inversion(call: Call) -> Work:
         return Work(macs=call.shape("A")[-1] ** 3)
 
     try:
@@ -244,7 +247,7 @@ def test_an_operator_without_a_rule_is_listed_until_it_gets_one() -> None:
 
 
 class Conditional(nn.Module):
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: torch.Tensor) -> Any:
         return torch.cond(x.sum() > 0, lambda t: t @ t, lambda t: torch.relu(torch.exp(torch.sin(t))), (x,))
 
 
@@ -322,5 +325,5 @@ def chain(length: int) -> Program:
             new: fx.Node = graph.call_function(torch.ops.aten.relu.default, (last,))
             new.meta = {"val": value, "provenance": last.meta["provenance"], "name": new.name}
             last = new
-    output.args = (dict.fromkeys(output.args[0], last),)
+    output.args = ({"output": last},)
     return program
