@@ -10,7 +10,10 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
 from burnish.compiler.context import Target
 
 if TYPE_CHECKING:
+    from burnish.compiler.capture import Inputs
+    from burnish.compiler.measure import Timing
     from burnish.compiler.pipeline import Pipeline
+    from burnish.compiler.profile import Profile
     from burnish.compiler.program import Program
 
 __all__ = ["Artifact", "Backend", "Finding"]
@@ -75,6 +78,15 @@ class Artifact(Protocol):
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the artifact; an interrupted save leaves an old file whole."""
+
+    def reset(self) -> None:
+        """Put the buffers that a run updates back to their initial values."""
+
+    def benchmark(self, inputs: Inputs | None = None, seconds: float = 2.0) -> Timing:
+        """Time calls on `inputs`, by default the sample inputs; leaves the state as it was."""
+
+    def profile(self, inputs: Inputs | None = None) -> Profile:
+        """Return the time of each node of one run, mapped back to the model's modules."""
 
     def notes(self) -> list[str]:
         """Return what the user should know of the lowering."""

@@ -21,7 +21,7 @@ from torch._ops import HigherOrderOperator, OpOverload
 
 from burnish.compiler.errors import BurnishError
 
-__all__ = ["Operator", "Schema", "argument", "arguments", "find_operator", "is_mutating", "operator_name", "schema_of"]
+__all__ = ["Operator", "Schema", "argument", "arguments", "find_operator", "is_mutating", "is_random", "operator_name", "schema_of"]
 
 Operator = Callable[..., Any]
 
@@ -58,7 +58,7 @@ def operator_name(target: Operator) -> str:
         overload = target._schema.overload_name
         return f"{namespace}.{name}.{overload}" if overload else f"{namespace}.{name}"
     if isinstance(target, HigherOrderOperator):
-        return f"higher_order.{target.name()}"
+        return f"higher_order.{target.__name__}"
     if target in _NAMES:
         return _NAMES[target]
     raise BurnishError(f"{target!r} is not an operator that a Program can hold")
@@ -109,7 +109,7 @@ def arguments(node: fx.Node) -> dict[str, Any]:
 
     Operators without a schema get "0", "1", ... as the names of their positional arguments.
     """
-    schema = schema_of(node.target)  # type: ignore[arg-type]
+    schema = schema_of(node.target)
     if schema is None:
         return {str(index): value for index, value in enumerate(node.args)} | dict(node.kwargs)
     return {**schema.defaults, **dict(zip(schema.names, node.args, strict=False)), **node.kwargs}
@@ -124,3 +124,13 @@ def argument(node: fx.Node, name: str) -> Any:
 def is_mutating(target: Operator) -> bool:
     """Tell whether `target` writes to one of its inputs."""
     return isinstance(target, OpOverload) and bool(target._schema.is_mutable)
+
+
+def is_random(node: fx.Node) -> bool:
+    """Tell whether `node` draws random numbers: dropout that is switched off does not."""
+    target = node.target
+    if not isinstance(target, OpOverload) or torch.Tag.nondeterministic_seeded not in target.tags:
+        return False
+    values = arguments(node)
+    switched_off = values.get("train", values.get("training", True)) is False
+    return not switched_off and values.get("dropout_p", values.get("p")) != 0.0

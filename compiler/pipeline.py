@@ -114,6 +114,11 @@ class Pipeline:
     def __iter__(self) -> Iterator[Pass]:
         return iter(self.passes)
 
+    def flat(self) -> Iterator[Pass]:
+        """Yield the passes, those inside `repeat` once."""
+        for each in self.passes:
+            yield from Pipeline(each.passes).flat() if isinstance(each, Repeat) else (each,)
+
     def labels(self) -> list[str]:
         """Return how each pass is addressed: its name, `name#2` for the second of that name, and so on."""
         seen: Counter[str] = Counter()

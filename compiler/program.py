@@ -23,7 +23,7 @@ from burnish.compiler import graphs as graph_functions
 from burnish.compiler import interpreter
 from burnish.compiler.binding import Binding
 from burnish.compiler.facts import Fact
-from burnish.compiler.structure import Structure, leaf_names
+from burnish.compiler.structure import Structure, leaf_names, unflatten
 
 if TYPE_CHECKING:
     import os
@@ -92,6 +92,21 @@ class Program:
         outputs, state = interpreter.run(self, Binding.of(self).bind(args, kwargs))
         self.constants.update(state)
         return outputs
+
+    def sample_arguments(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Return the sample inputs as (args, kwargs), tensors copied: a model may write to its inputs."""
+        values = {name: _clone(value) for name, value in self.samples.items()}
+        args, kwargs = unflatten(self.signature.inputs, values)
+        return args, kwargs
+
+    def with_samples(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Program:
+        """Return this Program with other sample inputs.
+
+        Raises:
+            InputError: they do not fit the signature.
+        """
+        values = Binding.of(self).bind(args, kwargs)
+        return replace(self, samples={name: _clone(value) for name, value in values.items()})
 
     def copy(self) -> Program:
         """Copy the graphs; constants, types and samples are shared."""
@@ -182,3 +197,7 @@ class Program:
 
     def __repr__(self) -> str:
         return f"<burnish.Program {', '.join(self.graphs)}: {self.node_count()} nodes>"
+
+
+def _clone(value: Any) -> Any:
+    return value.detach().clone() if isinstance(value, torch.Tensor) else value

@@ -262,7 +262,7 @@ class Rewriter:
     def skip(self, node: fx.Node, reason: str) -> None:
         """Record that the current rule could have fired at `node` and did not."""
         name = self._rule or self._trying or self.pass_name
-        self.skips.append(Skip(name, name_of(node), operator_name(node.target), reason))  # type: ignore[arg-type]
+        self.skips.append(Skip(name, name_of(node), operator_name(node.target), reason))
 
     # -- sweeping -----------------------------------------------------------------------------------------------
 

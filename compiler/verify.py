@@ -149,7 +149,7 @@ def _check_types(program: Program, graph: fx.Graph) -> None:
         if not _same_type(node.meta["val"], found):
             raise VerificationError(
                 f"{name_of(node)} is recorded as {_describe(node.meta['val'])},"
-                f" but {operator_name(node.target)} gives {_describe(found)}",  # type: ignore[arg-type]
+                f" but {operator_name(node.target)} gives {_describe(found)}",
                 node=name_of(node),
             )
         # The operands' types are kept alive, or another's could take over their ids.

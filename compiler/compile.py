@@ -1,0 +1,346 @@
+"""`compile`: capture, passes, lowering, and the comparison with the model, in one call."""
+
+from __future__ import annotations
+
+import inspect
+import os
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.export import ExportedProgram
+
+from burnish.compiler import interpreter, numerics, structure
+from burnish.compiler.backend import Artifact, Backend
+from burnish.compiler.capture import Inputs, as_arguments, capture, evaluation_mode
+from burnish.compiler.context import Context
+from burnish.compiler.errors import FileFormatError, InputError, OptionError, VerificationError
+from burnish.compiler.graphs import calls
+from burnish.compiler.measure import Timing, benchmark
+from burnish.compiler.numerics import Lossy
+from burnish.compiler.operators import is_random
+from burnish.compiler.pass_base import Pass
+from burnish.compiler.pipeline import PassRecord, Pipeline, run_pipeline
+from burnish.compiler.profile import Profile
+from burnish.compiler.program import Program
+from burnish.compiler.progress import working
+from burnish.compiler.registry import backend_names, find_backend
+from burnish.compiler.report import Report, row_of
+from burnish.compiler.spec import parse_spec
+
+__all__ = ["Compiled", "Model", "compile_model", "load", "open_model", "parse_backend"]
+
+Model = torch.nn.Module | ExportedProgram | Program | str | os.PathLike[str]
+Passes = Pipeline | str | Pass | Iterable[Pass | str]
+
+_TOLERANCE = {torch.float16: 5e-2, torch.bfloat16: 1e-1}
+_DEFAULT_TOLERANCE = 1e-3
+
+
+def compile_model(
+    model: Model,
+    passes: Passes | None = None,
+    inputs: Inputs | None = None,
+    *,
+    dynamic_shapes: Any = None,
+    backend: str = "onnx",
+    calibration: Iterable[Any] | None = None,
+    verify: int = 2,
+    progress: bool = True,
+    seed: int = 0,
+) -> Compiled:
+    """Compile `model` and return something that is called like it.
+
+    Args:
+        model: an `nn.Module` (left untouched), an `ExportedProgram`, a `Program`, or the path of a saved Program
+            (`.burnish`) or ExportedProgram (`.pt2`).
+        passes: pass objects and pipeline text; the backend's default pipeline when None.
+        inputs: example inputs, a tuple or a dict by name. Left out, a module is captured at its first call.
+        dynamic_shapes: as in `torch.export.export`; by default dimension 0 of every tensor input is dynamic.
+        backend: a backend's name, with options in braces where wanted: `"onnx{threads=2}"`.
+        calibration: inputs, or (inputs, targets) pairs, for passes that need data.
+        verify: level of verification after each pass, 0 to 4. From 2 on, the artifact is compared with the model.
+        progress: show progress on a terminal.
+        seed: everything random derives from it; the same seed gives the same result.
+
+    Raises:
+        InputError, OptionError, PipelineError, CaptureError, PassError, BackendError: each names what to change.
+        VerificationError: the artifact's outputs are not the model's, and no pass in the pipeline is lossy.
+    """
+    chosen, options = parse_backend(backend)
+    pipeline = chosen.default_passes(options) if passes is None else Pipeline.of(passes)
+    pipeline.check()
+    if not 0 <= verify <= 4:
+        raise OptionError(f"verify must be a level from 0 to 4, but is {verify!r}")
+    job = _Job(open_model(model), pipeline, dynamic_shapes, chosen, options, calibration, verify, progress, seed)
+    if inputs is None and isinstance(job.model, torch.nn.Module):
+        return Compiled(job)
+    compiled = Compiled(job)
+    compiled.start(inputs)
+    return compiled
+
+
+class Compiled:
+    """A compiled model: called like the model, with a report of what was done to it.
+
+    Made by `burnish.compile`. Without example inputs the work is done at the first call.
+    """
+
+    def __init__(self, job: _Job) -> None:
+        self._job = job
+        self._done: tuple[Program, Artifact, Report] | None = None
+
+    def start(self, inputs: Inputs | None) -> None:
+        """Capture with `inputs`, run the passes, lower, and compare."""
+        self._done = self._job.run(inputs)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the artifact; same pytree in and out as the model, torch tensors."""
+        if self._done is None:
+            self._done = self._job.run_call(args, kwargs)
+        return self.artifact(*args, **kwargs)
+
+    @property
+    def program(self) -> Program:
+        """The Program after all passes."""
+        return self._finished()[0]
+
+    @property
+    def artifact(self) -> Artifact:
+        """What the backend made."""
+        return self._finished()[1]
+
+    @property
+    def report(self) -> Report:
+        """What every pass did; `print` it."""
+        return self._finished()[2]
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the artifact; `burnish.load` reads it back.
+
+        Raises:
+            OptionError: the file's ending is not the backend's.
+        """
+        suffix = self._job.backend.suffix
+        if Path(path).suffix != suffix:
+            raise OptionError(
+                f"{os.fspath(path)}: an artifact of the backend {self._job.backend.name!r} ends in {suffix}"
+            )
+        self.artifact.save(path)
+
+    def benchmark(self, inputs: Inputs | None = None, seconds: float = 2.0) -> Timing:
+        """Time calls of the artifact on `inputs`, by default the example inputs."""
+        return self.artifact.benchmark(inputs if inputs is not None else self._samples(), seconds)
+
+    def profile(self, inputs: Inputs | None = None) -> Profile:
+        """Return the time of each lowered node in a run on `inputs`, by default the example inputs."""
+        return self.artifact.profile(inputs if inputs is not None else self._samples())
+
+    def _samples(self) -> Inputs | None:
+        if not self.program.samples:
+            return None
+        args, kwargs = self.program.sample_arguments()
+        return args if not kwargs else {**dict(zip(self.program.signature.parameters, args, strict=False)), **kwargs}
+
+    def _finished(self) -> tuple[Program, Artifact, Report]:
+        if self._done is None:
+            raise InputError("nothing is compiled yet: pass inputs= to compile, or call the compiled model once")
+        return self._done
+
+
+def parse_backend(text: str) -> tuple[Backend, dict[str, Any]]:
+    """Return the backend and the options that `text` names, as in `"onnx{threads=2}"`.
+
+    Raises:
+        BackendError: no such backend.
+        OptionError: the text is no name with options.
+    """
+    if not isinstance(text, str):
+        raise OptionError(f"backend must be a name such as 'onnx', not {type(text).__name__}")
+    items = parse_spec(text)
+    if len(items) != 1 or items[0].body is not None:
+        raise OptionError(f"backend must be one name with options, as in 'onnx{{threads=2}}', not {text!r}")
+    nameless = [value for name, value in items[0].options if name is None]
+    if nameless:
+        raise OptionError(f"an option of a backend is written name=value, not {nameless[0]!r}")
+    return find_backend(items[0].name), {str(name): value for name, value in items[0].options}
+
+
+def open_model(model: Model) -> torch.nn.Module | ExportedProgram | Program:
+    """Return `model`, read from its file where it is a path.
+
+    Raises:
+        InputError: it is no model, or no file of a known kind.
+        FileFormatError: the file is truncated or foreign.
+    """
+    if isinstance(model, (torch.nn.Module, ExportedProgram, Program)):
+        return model
+    if isinstance(model, (str, os.PathLike)):
+        path = Path(model)
+        if not path.exists():
+            raise InputError(f"{path}: no such file")
+        if path.suffix == ".burnish":
+            return Program.load(path)
+        if path.suffix == ".pt2":
+            try:
+                return torch.export.load(path)
+            except Exception as error:
+                raise FileFormatError(f"{path}: not an exported program: {error}") from error
+        raise InputError(f"{path}: a model file is a .burnish (Program.save) or a .pt2 (torch.export.save)")
+    raise InputError(f"a model is an nn.Module, an ExportedProgram, a Program or a path, not {type(model).__name__}")
+
+
+def load(path: str | os.PathLike[str]) -> Program | Artifact:
+    """Load what `Program.save` or `Compiled.save` wrote; needs no model source.
+
+    Raises:
+        InputError: no such file.
+        FileFormatError: the file is truncated, foreign, or of a kind that no backend reads.
+    """
+    file = Path(path)
+    if not file.exists():
+        raise InputError(f"{file}: no such file")
+    if file.suffix == ".burnish":
+        return Program.load(file)
+    suffixes = {find_backend(name).suffix: name for name in backend_names()}
+    if file.suffix not in suffixes:
+        raise FileFormatError(f"{file}: the ending must be one of .burnish, {', '.join(sorted(suffixes))}")
+    return find_backend(suffixes[file.suffix]).load(file, {})
+
+
+@dataclass(slots=True)
+class _Job:
+    """The arguments of one compilation, kept until there are inputs to start it with."""
+
+    model: torch.nn.Module | ExportedProgram | Program
+    pipeline: Pipeline
+    dynamic_shapes: Any
+    backend: Backend
+    options: Mapping[str, Any]
+    calibration: Iterable[Any] | None
+    verify: int
+    progress: bool
+    seed: int
+
+    def run_call(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[Program, Artifact, Report]:
+        """Compile with the arguments of the first call as example inputs."""
+        assert isinstance(self.model, torch.nn.Module)
+        start = time.perf_counter()
+        return self._run(self._capture(_by_name(self.model, args, dict(kwargs))), start)
+
+    def run(self, inputs: Inputs | None) -> tuple[Program, Artifact, Report]:
+        """Compile with example inputs."""
+        start = time.perf_counter()
+        if isinstance(self.model, Program):
+            captured = self.model if inputs is None else self.model.with_samples(*as_arguments(inputs))
+        elif isinstance(self.model, ExportedProgram):
+            captured = capture(self.model, inputs)
+        else:
+            assert inputs is not None
+            captured = self._capture(inputs)
+        return self._run(captured, start)
+
+    def _capture(self, inputs: Inputs) -> Program:
+        assert isinstance(self.model, torch.nn.Module)
+        with working("capture", self.progress):
+            return capture(self.model, inputs, self.dynamic_shapes)
+
+    def _run(self, captured: Program, start: float) -> tuple[Program, Artifact, Report]:
+        report = Report(self.backend.name, capture_seconds=time.perf_counter() - start, notes=list(captured.notes))
+        context = Context(
+            target=self.backend.target,
+            calibration=self.calibration,
+            seed=self.seed,
+            measure=self._measure,
+            progress=self.progress,
+        )
+        report.passes.append(row_of("capture", captured))
+
+        def observe(record: PassRecord, before: Program, after: Program) -> None:
+            like = None if record.changed else report.passes[-1]
+            report.passes.append(row_of(record.label, after, record, like))
+
+        with working("passes", self.progress):
+            program, report.records = run_pipeline(
+                self.pipeline, captured, context, verify=self.verify, observer=observe
+            )
+        start = time.perf_counter()
+        with working(f"lowering to {self.backend.name}", self.progress):
+            artifact = self.backend.emit(program, self.options)
+        report.emit_seconds = time.perf_counter() - start
+        report.artifact_nodes, report.artifact_bytes = artifact.node_count(), artifact.size()
+        report.notes += [*context.notes, *artifact.notes()]
+        start = time.perf_counter()
+        if self.verify >= 2:
+            with working("comparing with the model", self.progress):
+                self._compare(captured, program, artifact, report)
+        report.verify_seconds = time.perf_counter() - start + sum(each.verify_seconds for each in report.records)
+        return program, artifact, report
+
+    def _measure(self, program: Program) -> float:
+        args, kwargs = program.sample_arguments()
+        artifact = self.backend.emit(program, self.options)
+        return benchmark(lambda: artifact(*args, **kwargs), 1.0).median
+
+    def _compare(self, captured: Program, program: Program, artifact: Artifact, report: Report) -> None:
+        """Hold the artifact to the model on the sample inputs."""
+        if not program.samples:
+            report.notes.append("not compared with the model: there are no sample inputs")
+            return
+        if any(is_random(node) for _, graph in program.all_graphs() for node in calls(graph)):
+            report.notes.append("not compared with the model: it draws random numbers")
+            return
+        expected = self._reference(captured)
+        args, kwargs = program.sample_arguments()
+        actual = artifact(*args, **kwargs)
+        artifact.reset()
+        found = _compare(program, actual, captured, expected)
+        report.artifact_drift = found
+        lossy = any(isinstance(each.numerics, Lossy) for each in self.pipeline.flat())
+        allowed = _tolerance(program)
+        if found > allowed and not lossy:
+            raise VerificationError(
+                f"the {self.backend.name} artifact differs from the model by {found:.3g} relative, where {allowed:g} is"
+                " allowed: `burnish opt --verify 4` tells whether a pass did it; otherwise the lowering did"
+            )
+
+    def _reference(self, captured: Program) -> Any:
+        args, kwargs = captured.sample_arguments()
+        torch.manual_seed(self.seed)
+        if isinstance(self.model, Program):
+            return interpreter.run(captured, captured.samples)[0]
+        if isinstance(self.model, ExportedProgram):
+            return self.model.module()(*args, **kwargs)
+        # Buffers that forward updates must stay as they are: it runs on copies.
+        buffers = {name: value.clone() for name, value in self.model.named_buffers()}
+        with evaluation_mode(self.model), torch.no_grad():
+            return torch.func.functional_call(self.model, buffers, args, kwargs)
+
+
+def _by_name(model: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Inputs:
+    """Return the arguments of a call as `capture` takes them: all positional, or all by name."""
+    if not kwargs:
+        return args
+    return dict(inspect.signature(model.forward).bind(*args, **kwargs).arguments) if args else kwargs
+
+
+def _compare(program: Program, actual: Any, captured: Program, expected: Any) -> float:
+    """Return the worst drift over the outputs that both have."""
+    found = structure.flatten(program.signature.outputs, actual, "the artifact's outputs")
+    wanted = structure.flatten(captured.signature.outputs, expected, "the model's outputs")
+    common = [name for name in wanted if name in found]
+    return numerics.worst_drift([found[name] for name in common], [wanted[name] for name in common])
+
+
+def _tolerance(program: Program) -> float:
+    """Return the largest drift that rounding explains, given the element types that the Program computes in."""
+    dtypes = {
+        value.dtype
+        for _, graph in program.all_graphs()
+        for node in graph.nodes
+        if isinstance(value := node.meta.get("val"), torch.Tensor)
+    }
+    return max([_DEFAULT_TOLERANCE, *(_TOLERANCE[dtype] for dtype in dtypes & _TOLERANCE.keys())])
