@@ -111,6 +111,14 @@ class Cursor:
         self._index += 1
         return self.unquote(token)
 
+    def name_before(self, text: str) -> str | None:
+        """Take a word or string and the `text` that follows it, if they are next, and return the name."""
+        token = self._tokens[self._index]
+        if token.kind not in ("word", "string") or self._tokens[self._index + 1].text != text:
+            return None
+        self._index += 2
+        return self.unquote(token)
+
     def unquote(self, token: Token) -> str:
         """Return the name in a reference, or the text in a string."""
         text = token.text[1:] if token.kind == "reference" else token.text
