@@ -20,7 +20,8 @@ Number: TypeAlias = "int | sympy.Expr"
 Shape: TypeAlias = "tuple[Number, ...]"
 Terms: TypeAlias = "dict[Any, Any]"
 
-_ONE = sympy.S.One
+# Equal to sympy's One and with the same hash, but much faster.
+_ONE = 1
 
 
 def number(size: int | torch.SymInt) -> Number:
@@ -68,6 +69,8 @@ def total(numbers: Iterable[Number]) -> Number:
         else:
             for key, coefficient in _symbolic_terms(value).items():
                 coefficients[key] = coefficients.get(key, 0) + coefficient
+    if not coefficients:
+        return static
     coefficients[_ONE] = coefficients.get(_ONE, 0) + static
     return from_terms(coefficients)
 
