@@ -7,6 +7,7 @@ could fire and did not calls `skip`, which is what `burnish explain` prints.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -20,7 +21,8 @@ from burnish.compiler.errors import BurnishError
 from burnish.compiler.graphs import NameTable, name_of
 from burnish.compiler.operators import Operator, find_operator, operator_name
 from burnish.compiler.program import Program
-from burnish.compiler.provenance import merged, set_provenance
+from burnish.compiler.provenance import merged, provenance_of, set_provenance
+from burnish.compiler.structure import Structure
 from burnish.compiler.typing_rules import infer
 
 __all__ = ["Rewriter", "Rule", "Skip", "StopRewriting", "rule"]
@@ -79,7 +81,7 @@ class Rewriter:
         self.limit = limit
         self.rewrites = 0
         self.counts: Counter[str] = Counter()
-        self.skips: list[Skip] = []
+        self._skips: dict[tuple[str, fx.Node], str] = {}
         self.changed = False
         self._mutable = program.mutable_constants()
         self._rule: str | None = None
@@ -173,6 +175,7 @@ class Rewriter:
         *,
         origins: Iterable[fx.Node] = (),
         same_type: bool = False,
+        like: fx.Node | None = None,
     ) -> fx.Node:
         """Replace `node` by another node, or by an operator on `args` and `kwargs`, and erase it.
 
@@ -185,6 +188,7 @@ class Rewriter:
             kwargs: keyword arguments of the operator; those of `node` when `args` is None.
             origins: further nodes that this replaces.
             same_type: the result has the type of `node`, which saves the inference (verification compares).
+            like: the result has the type of this node, likewise.
         """
         with self._grouped("replace"):
             if isinstance(by, fx.Node):
@@ -194,7 +198,7 @@ class Rewriter:
                     args, kwargs = node.args, dict(node.kwargs)
                 name, node.meta["name"] = name_of(node), ""
                 new = self.insert(
-                    node, by, args, kwargs, name="_", origins=[node, *origins], like=node if same_type else None
+                    node, by, args, kwargs, name="_", origins=[node, *origins], like=node if same_type else like
                 )
                 new.meta["name"] = name
             self._touch_users(node)
@@ -252,6 +256,11 @@ class Rewriter:
             set_provenance(node, provenance)
         return node
 
+    def inherit(self, node: fx.Node, origins: Iterable[fx.Node]) -> None:
+        """Add the origins of `origins` to those of `node`, which stands for them from now on."""
+        known = provenance_of(node)
+        set_provenance(node, merged([node, *origins], known.made_by if known is not None else self._maker("inherit")))
+
     def set_outputs(self, graph: fx.Graph, outputs: dict[str, fx.Node]) -> None:
         """Make `outputs`, by name, the outputs of `graph`; the caller keeps the signature in step."""
         result = graph.output_node()
@@ -259,10 +268,25 @@ class Rewriter:
             result.args = (dict(outputs),)
             self.changed = True
 
+    def set_output_structure(self, outputs: Structure) -> None:
+        """Make `outputs` what a call of the Program returns; the caller keeps the graphs' outputs in step."""
+        with self._grouped("outputs"):
+            self.program.signature = dataclasses.replace(self.program.signature, outputs=outputs)
+            self.changed = True
+
     def skip(self, node: fx.Node, reason: str) -> None:
         """Record that the current rule could have fired at `node` and did not."""
         name = self._rule or self._trying or self.pass_name
-        self.skips.append(Skip(name, name_of(node), operator_name(node.target), reason))
+        self._skips[name, node] = reason
+
+    @property
+    def skips(self) -> list[Skip]:
+        """What was skipped at the nodes that are still there, the latest reason of each rule."""
+        return [
+            Skip(name, name_of(node), operator_name(node.target), reason)
+            for (name, node), reason in self._skips.items()
+            if node not in self._erased
+        ]
 
     # -- sweeping -----------------------------------------------------------------------------------------------
 

@@ -147,9 +147,11 @@ def _take_apart(structure: Container, value: Any, where: str) -> tuple[tuple[str
             raise InputError(f"{where} must be a {structure.kind}, but is {type(value).__name__}")
         return (), list(value)
     if isinstance(value, Mapping) and (structure.keys or structure.kind == "dict"):
-        # The order of keys carries no meaning to the caller.
-        if set(value) == set(structure.keys):
-            return structure.keys, [value[key] for key in structure.keys]
+        # The order of keys carries no meaning to the caller, and a ModelOutput leaves out the fields that are None.
+        pairs = zip(structure.keys, structure.children, strict=True)
+        needed = {key for key, child in pairs if child != Literal(None)}
+        if needed <= set(value) <= set(structure.keys):
+            return structure.keys, [value.get(key) for key in structure.keys]
         return tuple(str(key) for key in value), list(value.values())
     kind = pytree._get_node_type(value)
     if structure.kind == "dict" or kind not in pytree.SUPPORTED_NODES:

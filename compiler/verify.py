@@ -20,10 +20,13 @@ from torch import fx
 from burnish.compiler import interpreter
 from burnish.compiler.errors import VerificationError
 from burnish.compiler.graphs import calls, name_of, output_of, placeholders
-from burnish.compiler.numerics import Exact, Numerics, Reassociates, worst_drift
+from burnish.compiler.numerics import Exact, Numerics, Reassociates, drift
 from burnish.compiler.operators import is_mutating, operator_name
+from burnish.compiler.printer import symbol_names
 from burnish.compiler.program import Program
 from burnish.compiler.provenance import provenance_of
+from burnish.compiler.structure import flatten
+from burnish.compiler.types_text import format_type
 from burnish.compiler.typing_rules import infer
 
 __all__ = ["check_contract", "run_samples", "verify"]
@@ -46,8 +49,8 @@ def verify(program: Program, level: int = 2) -> None:
         _check_text(program)
 
 
-def run_samples(program: Program) -> list[Any]:
-    """Return the output leaves of `program` on its sample inputs, then the updated buffers.
+def run_samples(program: Program) -> dict[str, Any]:
+    """Return the outputs of `program` on its sample inputs by name, and the updated buffers as `buffer <name>`.
 
     Raises:
         VerificationError: the Program has no sample inputs.
@@ -55,23 +58,26 @@ def run_samples(program: Program) -> list[Any]:
     if not program.samples:
         raise VerificationError("the program has no sample inputs to run: capture it with inputs")
     torch.manual_seed(0)
-    outputs, state = interpreter.run(program, program.samples)
-    leaves = torch.utils._pytree.tree_leaves(outputs)
-    return [*leaves, *(state[name] for name in sorted(state))]
+    result, state = interpreter.run(program, program.samples)
+    outputs = flatten(program.signature.outputs, result, "outputs")
+    return outputs | {f"buffer {name}": value for name, value in state.items()}
 
 
-def check_contract(numerics: Numerics, before: list[Any], after: list[Any]) -> float:
-    """Return the drift between two runs, and hold it to `numerics`.
+def check_contract(numerics: Numerics, before: Mapping[str, Any], after: Mapping[str, Any]) -> float:
+    """Return the drift between two runs over the outputs that both have, and hold it to `numerics`.
 
     Raises:
-        VerificationError: the contract is broken.
+        VerificationError: the contract is broken, or there is no output that both have.
     """
-    if len(before) != len(after):
-        raise VerificationError(f"the program had {len(before)} outputs and has {len(after)} now")
-    found = worst_drift(after, before)
+    common = [name for name in before if name in after]
+    if not common:
+        raise VerificationError(f"none of the outputs {', '.join(before)} is left, so nothing can be compared")
+    drifts = {name: drift(after[name], before[name]) for name in common}
+    worst = max(common, key=drifts.__getitem__)
+    found = drifts[worst]
     allowed = 0.0 if isinstance(numerics, Exact) else numerics.rtol if isinstance(numerics, Reassociates) else None
     if allowed is not None and found > allowed:
-        raise VerificationError(f"the outputs differ by {found:.3g} relative, and the contract allows {allowed:g}")
+        raise VerificationError(f"{worst} differs by {found:.3g} relative, and the contract allows {allowed:g}")
     return found
 
 
@@ -148,8 +154,8 @@ def _check_types(program: Program, graph: fx.Graph) -> None:
         found = infer(program, node)
         if not _same_type(node.meta["val"], found):
             raise VerificationError(
-                f"{name_of(node)} is recorded as {_describe(node.meta['val'])},"
-                f" but {operator_name(node.target)} gives {_describe(found)}",
+                f"{name_of(node)} is recorded as {_describe(program, node.meta['val'])},"
+                f" but {operator_name(node.target)} gives {_describe(program, found)}",
                 node=name_of(node),
             )
         # The operands' types are kept alive, or another's could take over their ids.
@@ -161,7 +167,9 @@ def _check_constant(program: Program, node: fx.Node) -> None:
     if value is not None and not (
         isinstance(recorded, torch.Tensor) and recorded.dtype == value.dtype and recorded.shape == value.shape
     ):
-        raise VerificationError(f"constant {node.target!r} is {_describe(value)}, not {_describe(recorded)}")
+        raise VerificationError(
+            f"constant {node.target!r} is {_describe(program, value)}, not {_describe(program, recorded)}"
+        )
 
 
 def _fingerprint(value: Any) -> Any:
@@ -213,10 +221,8 @@ def _is_unbacked(symbol: Any) -> bool:
     return str(symbol).startswith("u")
 
 
-def _describe(value: Any) -> str:
-    from burnish.compiler.types_text import format_type
-
-    return "nothing" if value is None else format_type(value)
+def _describe(program: Program, value: Any) -> str:
+    return "nothing" if value is None else format_type(value, symbol_names(program))
 
 
 def _check_text(program: Program) -> None:

@@ -1,0 +1,1 @@
+"""What changes a Program: one folder per kind of pass. Knows burnish.compiler alone."""
