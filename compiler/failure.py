@@ -23,6 +23,7 @@ _AROUND = 2
 def explain_failure(
     error: Exception,
     program: Program,
+    shown: Program,
     failed: Pass,
     label: str,
     position: int,
@@ -35,6 +36,7 @@ def explain_failure(
     Args:
         error: what was raised.
         program: the Program before the pass.
+        shown: the Program that the message quotes: the one after the pass, where there is one.
         failed: the pass.
         label: how it is addressed in its pipeline.
         position: its 0-based position.
@@ -47,7 +49,7 @@ def explain_failure(
         lines.append(f"  passes before it: {', '.join(program.history)}")
     name = error.node if isinstance(error, VerificationError) else None
     if name is not None:
-        lines += _excerpt(program, name)
+        lines += _excerpt(shown, name)
     bundle: str | None = None
     try:
         bundle = str(reproducer.write_bundle(program, rest, context.seed, verify, error))
@@ -61,7 +63,6 @@ def _excerpt(program: Program, name: str) -> list[str]:
     """Return the lines of text around the node called `name`, it underlined, and its source line."""
     shown: list[str] = []
     text = program.print().splitlines()
-    # A node that the failed pass made does not stand in the text before it.
     at = next((index for index, line in enumerate(text) if line.lstrip().startswith(f"%{name} =")), None)
     if at is not None:
         for index in range(max(0, at - _AROUND), min(len(text), at + _AROUND + 1)):

@@ -241,7 +241,7 @@ class _Runner:
         self.remaining = limit
         self.records: list[PassRecord] = []
         # The outputs of the latest Program on its samples: what is "after" for one pass is "before" for the next.
-        self.outputs: tuple[Program, list[Any]] | None = None
+        self.outputs: tuple[Program, dict[str, Any]] | None = None
 
     def step(self, program: Program, each: Pass, label: str, position: int) -> Program:
         if isinstance(each, Repeat):
@@ -253,13 +253,17 @@ class _Runner:
                 if not any(record.changed for record in self.records[start:]):
                     break
             return program
+        self.latest: Program = program
         try:
             return self._run(program, each, label)
         except (PassError, KeyboardInterrupt):
             raise
         except Exception as error:
             rest = Pipeline([each, *self.pipeline.passes[position + 1 :]])
-            raise explain_failure(error, program, each, label, position, rest, self.context, self.verify) from error
+            shown = self.latest
+            raise explain_failure(
+                error, program, shown, each, label, position, rest, self.context, self.verify
+            ) from error
 
     def _run(self, before: Program, each: Pass, label: str) -> Program:
         record = PassRecord(label, str(each))
@@ -277,6 +281,7 @@ class _Runner:
         after.history = (*before.history, str(each))
         record.seconds = time.perf_counter() - start
         record.rewrites, record.rules, record.skips = rewriter.rewrites, rewriter.counts, rewriter.skips
+        self.latest = after
         start = time.perf_counter()
         self._verify(record, each, before, after)
         record.verify_seconds = time.perf_counter() - start
@@ -304,8 +309,7 @@ class _Runner:
             if self.outputs is None or self.outputs[0] is not before:
                 self.outputs = (before, verifier.run_samples(before))
             outputs = verifier.run_samples(after)
-            if [type(value) for value in outputs] == [type(value) for value in self.outputs[1]]:
-                record.drift = verifier.check_contract(each.numerics, self.outputs[1], outputs)
+            record.drift = verifier.check_contract(each.numerics, self.outputs[1], outputs)
             self.outputs = (after, outputs)
 
 

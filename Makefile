@@ -1,0 +1,40 @@
+# Everything works from a fresh clone: each target first makes the environment in .venv.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+export HF_HUB_OFFLINE := 1
+
+.PHONY: demo test quick lint bench coverage fuzz clean
+
+demo: $(VENV)/ready
+	$(BIN)/python benchmarks/demo.py
+
+test: $(VENV)/ready lint
+	$(BIN)/python -m pytest
+
+quick: $(VENV)/ready
+	$(BIN)/python -m pytest -m "not slow"
+
+lint: $(VENV)/ready
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: $(VENV)/ready
+	$(BIN)/python benchmarks/compile_time.py
+
+coverage: $(VENV)/ready
+	$(BIN)/python -m benchmarks.coverage
+
+fuzz: $(VENV)/ready
+	$(BIN)/python benchmarks/fuzz.py
+
+# torch alone first: where the index offers a CPU build, the pin in constraints.txt keeps pip from a CUDA one.
+$(VENV)/ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --constraint constraints.txt torch
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info src/*.egg-info
