@@ -1,0 +1,115 @@
+"""The torchscript backend: TorchScript source from the graph, frozen, at any batch size.
+
+Options:
+    optimize: let TorchScript fold and merge constants into convolutions and linears while freezing (default True).
+
+Cases not handled: see `operators.refusal`; devices other than the CPU; `torch.jit.optimize_for_inference`, whose
+weights are packed for one machine and cannot be saved.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+from burnish.backends.torchscript.artifact import Convention, TorchScriptArtifact, load_artifact
+from burnish.backends.torchscript.jit import compile_source, freeze
+from burnish.backends.torchscript.operators import refusal
+from burnish.backends.torchscript.source import Source, write_source
+from burnish.compiler.backend import Finding
+from burnish.compiler.binding import Binding
+from burnish.compiler.context import Target
+from burnish.compiler.errors import BackendError
+from burnish.compiler.graphs import calls, name_of
+from burnish.compiler.operators import operator_name
+from burnish.compiler.options import check_options
+from burnish.compiler.pipeline import Pipeline
+from burnish.compiler.program import Program
+from burnish.compiler.provenance import provenance_of
+
+__all__ = ["TorchScriptBackend"]
+
+_OPTIONS = {"optimize": True}
+_SHOWN_FINDINGS = 10
+_LINE = re.compile(r'File "<string>", line (\d+)')
+
+
+class TorchScriptBackend:
+    """Lowers a Program to a `.pt` that plain `torch.jit.load` runs."""
+
+    name: ClassVar[str] = "torchscript"
+    suffix: ClassVar[str] = ".pt"
+    target: ClassVar[Target] = Target(name="torchscript")
+
+    def default_passes(self, options: Mapping[str, Any]) -> Pipeline:
+        """Return the pipeline that `compile(passes=None)` runs."""
+        check_options(self.name, options, _OPTIONS)
+        return Pipeline.parse("canonicalize,fold-batch-norm,fold-constants,cse,dce")
+
+    def check(self, program: Program) -> list[Finding]:
+        """List the nodes whose operator TorchScript cannot call."""
+        findings = []
+        for _, graph in program.all_graphs():
+            for node in calls(graph):
+                reason = refusal(node)
+                if reason is not None:
+                    provenance = provenance_of(node)
+                    module = provenance.origins[0].module if provenance and provenance.origins else ""
+                    findings.append(Finding(name_of(node), operator_name(node.target), reason, module))  # type: ignore[arg-type]
+        return findings
+
+    def emit(self, program: Program, options: Mapping[str, Any]) -> TorchScriptArtifact:
+        """Lower `program`; its weights are copied.
+
+        Raises:
+            OptionError: an option is unknown or has an unusable value.
+            BackendError: the program cannot be lowered; names the node.
+        """
+        chosen = check_options(self.name, options, _OPTIONS)
+        findings = self.check(program)
+        if findings:
+            shown = "".join(f"\n  {each}" for each in findings[:_SHOWN_FINDINGS])
+            more = f"\n  and {len(findings) - _SHOWN_FINDINGS} more" if len(findings) > _SHOWN_FINDINGS else ""
+            raise BackendError(f"the torchscript backend cannot take {len(findings)} nodes:{shown}{more}")
+        source = write_source(program)
+        # Copies, so that training the model further, or a call that updates a buffer, does not reach the other side.
+        tensors = {attribute: program.constants[name].detach().clone() for name, attribute in source.attributes.items()}
+        try:
+            module = compile_source(source.text, tensors)
+        except RuntimeError as error:
+            raise BackendError(_explain(error, source)) from error
+        mutable = program.mutable_constants()
+        state = tuple(attribute for name, attribute in source.attributes.items() if name in mutable)
+        frozen = freeze(module, list(state), chosen["optimize"])
+        convention = Convention(Binding.of(program), source.inputs, source.outputs, state)
+        return TorchScriptArtifact(frozen, convention, program.samples, source.lines, _notes(program, state))
+
+    def load(self, path: str | os.PathLike[str], options: Mapping[str, Any]) -> TorchScriptArtifact:
+        """Load what an artifact of this backend saved.
+
+        Raises:
+            InputError: no such file.
+            OptionError: an option is unknown or has an unusable value.
+            FileFormatError: the file is truncated, damaged or foreign.
+        """
+        check_options(self.name, options, _OPTIONS)
+        return load_artifact(path)
+
+
+def _explain(error: RuntimeError, source: Source) -> str:
+    text = str(error).strip()
+    place = _LINE.search(text)
+    node, module = source.lines.get(int(place.group(1)), ("", "")) if place else ("", "")
+    where = f" at {node} (in {module or 'the root module'})" if node else ""
+    return f"TorchScript does not take the program{where}: {text}"
+
+
+def _notes(program: Program, state: tuple[str, ...]) -> tuple[str, ...]:
+    notes = ["TorchScript compiles at the first two calls: they are slower than the following ones"]
+    if state:
+        notes.append(
+            f"calls update {len(state)} buffers; the saved file starts from their values at the time of saving"
+        )
+    return tuple(notes)

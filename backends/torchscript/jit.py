@@ -1,0 +1,113 @@
+"""The few calls into `torch.jit`, its private ones included, with its deprecation warnings kept away.
+
+Nothing here changes a global setting of TorchScript (executor, fuser, profiling).
+
+Cases not handled: a file whose checksums are right and whose TorchScript is made to crash libtorch.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import os
+import warnings
+import zipfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from burnish.compiler.errors import FileFormatError, InputError
+
+__all__ = ["compile_source", "freeze", "load_module", "operator_count", "save_module"]
+
+_EXTRA = "burnish.json"
+_GLOBALS = {"torch": torch, "math": math}
+
+
+def compile_source(text: str, tensors: Mapping[str, torch.Tensor]) -> torch.jit.ScriptModule:
+    """Return a module with `tensors` as its buffers and the function `text` as its method.
+
+    Raises:
+        RuntimeError: TorchScript does not take the source.
+    """
+    holder = torch.nn.Module()
+    for name, value in tensors.items():
+        holder.register_buffer(name, value)
+    holder.eval()
+    with _silent():
+        # Without sharing types, so that two modules with equal attributes may have different methods.
+        recursive: Any = torch.jit._recursive
+        module = recursive.create_script_module(holder, lambda _: [], share_types=False)
+        module._c._define(module._concrete_type, text, _GLOBALS.get)
+    return module  # type: ignore[no-any-return]
+
+
+def freeze(module: torch.jit.ScriptModule, keep: list[str], optimize: bool) -> torch.jit.ScriptModule:
+    """Turn the attributes of `module` other than `keep` into constants; optionally let TorchScript optimize them."""
+    with _silent():
+        return torch.jit.freeze(module, preserved_attrs=keep, optimize_numerics=optimize)
+
+
+def operator_count(module: torch.jit.ScriptModule) -> int:
+    """Return the number of operator calls in the graph of `module`, nested blocks included."""
+
+    def count(block: Any) -> int:
+        return sum(
+            node.kind().startswith("aten::") + sum(count(inner) for inner in node.blocks()) for node in block.nodes()
+        )
+
+    return count(module.graph)
+
+
+def save_module(module: torch.jit.ScriptModule, path: str | os.PathLike[str], description: Any) -> None:
+    """Write `module` with `description` (JSON) beside it."""
+    with _silent():
+        torch.jit.save(module, os.fspath(path), _extra_files={_EXTRA: json.dumps(description).encode()})
+
+
+def load_module(path: str | os.PathLike[str]) -> tuple[torch.jit.ScriptModule, Any]:
+    """Read what `save_module` wrote.
+
+    Raises:
+        InputError: no such file.
+        FileFormatError: the file is truncated, damaged or foreign.
+    """
+    file = Path(path)
+    if not file.is_file():
+        raise InputError(f"{file}: no such file")
+    # libtorch may crash on a damaged file, and does not look at the checksums: Python reads it first.
+    description = _read_description(file)
+    try:
+        with _silent():
+            return torch.jit.load(os.fspath(file), map_location="cpu"), description
+    except Exception as error:
+        raise FileFormatError(f"{file}: PyTorch {torch.__version__} cannot load it: {error}") from error
+
+
+def _read_description(file: Path) -> Any:
+    try:
+        with zipfile.ZipFile(file) as archive:
+            damaged = archive.testzip()
+            if damaged is not None:
+                raise FileFormatError(f"{file}: the file is damaged: wrong checksum of {damaged!r}")
+            found = [name for name in archive.namelist() if name.endswith(f"/extra/{_EXTRA}")]
+            if len(found) != 1:
+                raise FileFormatError(f"{file}: the torchscript backend of burnish did not save this file")
+            return json.loads(archive.read(found[0]))
+    except FileFormatError:
+        raise
+    except OSError as error:
+        raise FileFormatError(f"{file}: cannot be read: {error}") from error
+    except Exception as error:
+        # zipfile raises a dozen kinds of errors on what is no zip file.
+        raise FileFormatError(f"{file}: not a TorchScript file, or a truncated one: {error}") from error
+
+
+@contextlib.contextmanager
+def _silent() -> Iterator[None]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
