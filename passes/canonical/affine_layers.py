@@ -21,9 +21,7 @@ from burnish.compiler.rewriter import Rewriter
 __all__ = ["LAYER_OPERATORS", "AffineLayer"]
 
 _LINEAR = find_operator("aten.linear")
-_TRANSPOSED = frozenset(
-    find_operator(f"aten.conv_transpose{suffix}") for suffix in ("1d", "2d.input", "3d.input")
-)
+_TRANSPOSED = frozenset(find_operator(f"aten.conv_transpose{suffix}") for suffix in ("1d", "2d.input", "3d.input"))
 _CONVOLUTIONS = frozenset(
     find_operator(f"aten.{name}")
     for name in ("conv1d", "conv1d.padding", "conv2d", "conv2d.padding", "conv3d", "conv3d.padding", "convolution")
@@ -106,7 +104,7 @@ class AffineLayer:
         new_bias = rewriter.set_constant(graph, bias_name, bias, [self.bias or self.weight, *origins])
         kwargs = {key: value for key, value in self.node.kwargs.items() if key not in ("input", "weight", "bias")}
         args = (arguments(self.node)["input"], new_weight, new_bias, *self.node.args[3:])
-        new = rewriter.replace(self.node, self.node.target, args, kwargs, origins=origins, same_type=True)  # type: ignore[arg-type]
+        new = rewriter.replace(self.node, self.node.target, args, kwargs, origins=origins, same_type=True)
         for each in (self.weight, self.bias):
             if each is not None and each.op == "get_attr" and not each.users:
                 rewriter.erase(each)

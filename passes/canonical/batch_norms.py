@@ -13,7 +13,6 @@ from typing import Any
 import torch
 from torch import fx
 
-from burnish.compiler.graphs import name_of
 from burnish.compiler.operators import arguments
 from burnish.compiler.rewriter import Rewriter
 
@@ -27,8 +26,6 @@ BATCH_NORM_OPERATORS = (
     "aten._native_batch_norm_legit_no_training",
 )
 _WIDE_ENOUGH = (torch.float32, torch.float64)
-# Folding moves the subtraction of the mean behind (or before) a rounding of the size of the mean; see `cancellation`.
-_MOST_CANCELLATION = 64 * torch.finfo(torch.float32).eps
 
 
 class Refusal(Exception):  # noqa: N818  a reason, not an error
@@ -45,6 +42,8 @@ class BatchNorm:
         input: the node of x.
         scale: [channels], float64.
         shift: [channels], float64.
+        cancellation: how many times its mean exceeds its result: the largest |scale * mean| of a channel, in units of
+            the result's root mean square, times the rounding of its dtype in units of that of float32.
         parts: the nodes of its constants.
     """
 
@@ -53,6 +52,7 @@ class BatchNorm:
     input: fx.Node
     scale: torch.Tensor
     shift: torch.Tensor
+    cancellation: float
     parts: tuple[fx.Node, ...]
 
     def replace(self, rewriter: Rewriter, by: fx.Node) -> None:
@@ -69,7 +69,7 @@ def read_batch_norm(node: fx.Node, rewriter: Rewriter) -> BatchNorm:
     """Return the affine map that `node` computes.
 
     Raises:
-        Refusal: it is not a fixed map, or not one that can be moved without losing precision.
+        Refusal: it is not a fixed map, or computes in half precision.
     """
     given = arguments(node)
     if given.get("training", False) or given.get("running_mean") is None or given.get("running_var") is None:
@@ -84,10 +84,9 @@ def read_batch_norm(node: fx.Node, rewriter: Rewriter) -> BatchNorm:
     gamma = _optional(given["weight"], "weight", rewriter, torch.ones_like(mean))
     beta = _optional(given["bias"], "bias", rewriter, torch.zeros_like(mean))
     scale = gamma / torch.sqrt(variance + given["eps"])
-    lost = _cancellation(mean * scale, gamma, beta) * torch.finfo(dtype).eps
-    if lost > _MOST_CANCELLATION:
-        raise Refusal(f"its mean is so large beside its result that folding would cost precision ({lost:.1e} relative)")
-    return BatchNorm(node, result, given["input"], scale, beta - mean * scale, parts)
+    rounding = torch.finfo(dtype).eps / torch.finfo(torch.float32).eps
+    cancellation = _cancellation(mean * scale, gamma, beta) * rounding
+    return BatchNorm(node, result, given["input"], scale, beta - mean * scale, cancellation, parts)
 
 
 def read_constant(value: Any, what: str, rewriter: Rewriter) -> torch.Tensor:
@@ -118,15 +117,7 @@ def _result(node: fx.Node) -> fx.Node:
 
 
 def _cancellation(offset: torch.Tensor, gamma: torch.Tensor, beta: torch.Tensor) -> float:
-    """Return by how much rounding at the size of the mean weighs more in the result than rounding at its own size.
-
-    Training leaves a result of mean beta and variance gamma squared in each channel.
-    """
+    # Training leaves a result of mean beta and variance gamma squared in each channel.
     size = float((gamma.square() + beta.square()).mean().sqrt())
     worst = float(offset.abs().max()) if offset.numel() else 0.0
     return worst / size if size > 0.0 else 0.0
-
-
-def describe(node: fx.Node) -> str:
-    """Return how a reason calls `node`."""
-    return f"%{name_of(node)}"
