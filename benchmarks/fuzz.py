@@ -32,7 +32,8 @@ outputs !"a.B"("ctx"){y: %y, z: [%z, 1.5, "s"]}
 constant @w: f32[4, 3]
 constant @s: f32[] = 1.5
 graph main(%x: f32[B, 3], %m: f32[S0, 2*B]) {
-  %y = aten.linear(%x, @w) : f32[B, 4]
+  %v = aten.linear(%x, @w) : f32[B, 4]
+  %y = aten.mul.Tensor(%v, @s) : f32[B, 4]
   %n = aten.nonzero(%y) : i64[U0, 2]
   %b = aten.sym_size.int(%x, dim=0) : sym(B)
   %c = py.mul(%b, 2) : sym(2*B)
@@ -73,7 +74,23 @@ graph main(%x: f32[B, 3]) {
 }
 """
 _PIECES = ("%x", "@w", "&t", "f32[", "B", "(", ")", "[", "]", "{", "}", ",", ":", "=", "-", "//", "**", "inf", "None")
-_PIECES += ("\n", '"', "\\", "\u2028", "9" * 30, "1e999", "\ud800", "Mod(", "\x00", "#", "!", "..", "é", "return ", "graph ")
+_PIECES += (
+    "\n",
+    '"',
+    "\\",
+    "\u2028",
+    "9" * 30,
+    "1e999",
+    "\ud800",
+    "Mod(",
+    "\x00",
+    "#",
+    "!",
+    "..",
+    "é",
+    "return ",
+    "graph ",
+)
 
 
 def mutated(text: str, randomness: random.Random) -> str:
@@ -139,7 +156,9 @@ def run(name: str, count: int, seed: int, one: Callable[[random.Random], tuple[o
             print(f"{name}: {type(error).__name__}: {str(error)[:200]}\n  input: {given!r}"[:3000], file=sys.stderr)
         slowest = max(slowest, time.perf_counter() - began)
     seconds = time.perf_counter() - start
-    print(f"{name}: {count} inputs in {seconds:.0f} s, slowest {slowest:.2f} s; {dict(classes.most_common())}", flush=True)
+    print(
+        f"{name}: {count} inputs in {seconds:.0f} s, slowest {slowest:.2f} s; {dict(classes.most_common())}", flush=True
+    )
     return bad
 
 

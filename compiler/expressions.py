@@ -216,8 +216,8 @@ def _format_product(value: sympy.Expr, names: dict[sympy.Symbol, str]) -> str:
     number, rest = value.as_coeff_Mul()
     factors = sorted(_format(factor, _ATOM, names) for factor in sympy.Mul.make_args(rest))
     text = "*".join(factors)
-    if number == -1:
-        return f"-{text}"
+    if abs(number) == 1:
+        return text if number == 1 else f"-{text}"
     if number.is_Integer:
         return f"{number}*{text}"
     sign = "-" if number < 0 else ""

@@ -8,8 +8,10 @@ Not handled: strides and devices, which the text does not hold: values are conti
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -68,9 +70,8 @@ def _parse(text: str, given: Mapping[str, torch.Tensor], samples: Mapping[str, A
             enable_python_dispatcher(),
             torch.no_grad(),
             symbolic_config.patch(backed_size_oblivious=True),  # type: ignore[attr-defined]
-            warnings.catch_warnings(),
+            _quiet(),
         ):
-            warnings.simplefilter("ignore")
             builder.build(given)
     except RecursionError as error:
         raise TextError("the text is nested too deeply", source=text, line=1, column=1) from error
@@ -91,6 +92,20 @@ def _parse(text: str, given: Mapping[str, torch.Tensor], samples: Mapping[str, A
     }
     program.samples = _random_samples(syntax, table, signature, budget, seed) if samples is None else dict(samples)
     return program
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep PyTorch from logging what is raised as a TextError anyway."""
+    logger = logging.getLogger("torch._subclasses.fake_tensor")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
 
 
 class _Budget:

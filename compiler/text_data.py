@@ -17,7 +17,7 @@ __all__ = ["random_constant", "random_sample", "small_constant"]
 
 
 def random_constant(name: str, dtype: torch.dtype, shape: tuple[int, ...], seed: int) -> torch.Tensor:
-    """Return a weight: floats uniform with variance 1 / fan-in, a running variance in 0.5..1.5, integers in 0..3."""
+    """Return a weight: floats uniform with variance 1 / fan-in, a running variance in 0.5..1.5, integers 0 or 1."""
     generator = _generator(f"constant {name}", seed)
     if not (dtype.is_floating_point or dtype.is_complex):
         return _whole(dtype, shape, generator)
@@ -29,7 +29,7 @@ def random_constant(name: str, dtype: torch.dtype, shape: tuple[int, ...], seed:
 
 
 def random_sample(name: str, dtype: torch.dtype, shape: tuple[int, ...], seed: int) -> torch.Tensor:
-    """Return an input: floats normal, integers in 0..3."""
+    """Return an input: floats normal, integers 0 or 1."""
     generator = _generator(f"sample {name}", seed)
     if dtype.is_floating_point or dtype.is_complex:
         return torch.randn(shape, generator=generator).to(dtype)
@@ -52,8 +52,8 @@ def small_constant(value: Any, dtype: torch.dtype, shape: tuple[int, ...]) -> to
 
 
 def _whole(dtype: torch.dtype, shape: tuple[int, ...], generator: torch.Generator) -> torch.Tensor:
-    top = 2 if dtype is torch.bool else 4
-    return torch.randint(0, top, shape, generator=generator).to(dtype)
+    # Nothing above 1: integers are mostly indices, and a table may have two rows.
+    return torch.randint(0, 2, shape, generator=generator).to(dtype)
 
 
 def _generator(key: str, seed: int) -> torch.Generator:

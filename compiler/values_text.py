@@ -1,8 +1,9 @@
 """Argument values and pytree structures to and from text.
 
-Values are JSON-like: `1`, `1e-05`, `-inf`, `True`, `None`, `"text"`, `[1, 2]`, `(1,)`, `{"key": 1}`,
-`slice(0, 1, None)`, `complex(0.0, 1.0)`; dtypes, layouts and memory formats are bare words (`f32`, `strided`, `channels_last`), operators
-dotted words; `%name` is a value of the graph, `@name` a constant, `&name` a branch. Devices are strings.
+Values are JSON-like: `1`, `1e-05`, `-inf`, `True`, `None`, `"text"`, `[1, 2]`, `(1,)`, `{"key": 1}`, further
+`slice(0, 1, None)` and `complex(0.0, 1.0)`. Dtypes, layouts and memory formats are bare words (`f32`, `strided`,
+`channels_last`), operators dotted words. `%name` is a value of the graph, `@name` a constant, `&name` a branch.
+Devices are strings.
 """
 
 from __future__ import annotations
