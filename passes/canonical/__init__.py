@@ -1,4 +1,4 @@
-"""Passes that bring a Program into one form without changing what it computes: canonicalize, cse, dce, select-outputs."""
+"""Bring a Program into one form without changing what it computes: canonicalize, cse, dce, select-outputs."""
 
 from burnish.passes.canonical.canonicalize import Canonicalize
 from burnish.passes.canonical.cse import CommonSubexpressions

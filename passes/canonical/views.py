@@ -1,0 +1,190 @@
+"""Rules on operators that only rearrange: `reshape` for all that regroups, `permute` for all that transposes.
+
+- `view`, `_unsafe_view`, `flatten`, `unflatten`, `view_as`, `reshape_as` become `reshape`. Where one dimension alone is
+  dynamic its entry is -1 and the others are numbers, so that no size has to be computed.
+- `t`, `transpose`, `swapaxes`, `movedim`, `numpy_T`, `mT` become `permute` with dimensions counted from 0.
+- `squeeze`, `unsqueeze`, `expand` and `slice` stay, unless they change nothing.
+
+Not handled: `flatten` and the like of a tensor of which two or more dimensions stay dynamic in the result keep their
+form; a chain of views that comes back to its start is recognized over `reshape`, `squeeze` and `unsqueeze` alone.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import fx
+
+from burnish.compiler.operators import arguments
+from burnish.compiler.rewriter import Rewriter, rule
+from burnish.passes.canonical.types import same_shape, shape_of, tensor_of
+
+__all__ = ["RULES"]
+
+_aten = torch.ops.aten
+_REGROUPS = {
+    _aten.reshape.default,
+    _aten.squeeze.default,
+    _aten.squeeze.dim,
+    _aten.squeeze.dims,
+    _aten.unsqueeze.default,
+}
+_TRANSPOSES = (
+    "aten.t",
+    "aten.transpose.int",
+    "aten.swapaxes",
+    "aten.swapdims",
+    "aten.movedim.int",
+    "aten.movedim.intlist",
+    "aten.numpy_T",
+    "aten.mT",
+    "aten.permute",
+)
+# How far back a chain of views is followed; no model makes longer ones, and it keeps a sweep linear.
+_CHAIN = 8
+
+
+@rule(
+    "aten.view",
+    "aten._unsafe_view",
+    "aten.reshape",
+    "aten.flatten.using_ints",
+    "aten.unflatten.int",
+    "aten.view_as",
+    "aten.reshape_as",
+    "aten.squeeze",
+    "aten.squeeze.dim",
+    "aten.squeeze.dims",
+    "aten.unsqueeze",
+)
+def drop_regrouping(node: fx.Node, rewriter: Rewriter) -> None:
+    """What regroups to a shape that a value before it has is that value: the elements keep their order."""
+    source, shape = node.args[0], shape_of(node)
+    if _squeezes_dynamic(node):
+        rewriter.skip(node, "it squeezes a dynamic dimension, which may be 1")
+        return
+    for _ in range(_CHAIN):
+        if not isinstance(source, fx.Node):
+            return
+        if same_shape(shape_of(source), shape):
+            rewriter.replace(node, source)
+            return
+        if source.target not in _REGROUPS or _squeezes_dynamic(source):
+            return
+        source = source.args[0]
+
+
+@rule(
+    "aten.view",
+    "aten._unsafe_view",
+    "aten.reshape",
+    "aten.flatten.using_ints",
+    "aten.unflatten.int",
+    "aten.view_as",
+    "aten.reshape_as",
+)
+def reshape_form(node: fx.Node, rewriter: Rewriter) -> None:
+    """Everything that regroups is reshape(x, shape), with numbers and at most one -1 where that says it all."""
+    shape = shape_of(node)
+    written = node.args[1] if node.target in (_aten.view.default, _aten._unsafe_view.default) else None
+    written = arguments(node)["shape"] if node.target is _aten.reshape.default else written
+    wanted = None if shape is None else _plain(shape)
+    if wanted is None:
+        if written is None:
+            rewriter.skip(node, "more than one dimension of the result is dynamic")
+            return
+        wanted = list(written)  # type: ignore[arg-type]
+    if node.target is _aten.reshape.default and list(written) == wanted:  # type: ignore[arg-type]
+        return
+    rewriter.replace(node, "aten.reshape", (node.args[0], wanted), {}, same_type=True)
+
+
+@rule("aten.reshape")
+def reshape_of_view(node: fx.Node, rewriter: Rewriter) -> None:
+    """A reshape of what regroups is a reshape of what that regroups."""
+    inner = node.args[0]
+    if isinstance(inner, fx.Node) and inner.target in _REGROUPS:
+        rewriter.replace(node, "aten.reshape", (inner.args[0], arguments(node)["shape"]), {}, same_type=True)
+
+
+@rule(*_TRANSPOSES)
+def permute_form(node: fx.Node, rewriter: Rewriter) -> None:
+    """Every transposition is permute(x, dims) of what no permute made; one that keeps the order is nothing."""
+    source, dims = node.args[0], _dims(node)
+    if dims is None or not isinstance(source, fx.Node):
+        return
+    if source.target is _aten.permute.default:
+        inner = _dims(source)
+        if inner is not None:
+            dims, source = [inner[each] for each in dims], source.args[0]
+    assert isinstance(source, fx.Node)
+    if dims == list(range(len(dims))):
+        rewriter.replace(node, source)
+    elif (
+        node.target is not _aten.permute.default or source is not node.args[0] or list(arguments(node)["dims"]) != dims
+    ):
+        rewriter.replace(node, "aten.permute", (source, dims), {}, same_type=True)
+
+
+@rule("aten.expand", "aten.expand_as", "aten.slice.Tensor", "aten.repeat", "aten.narrow")
+def drop_whole(node: fx.Node, rewriter: Rewriter) -> None:
+    """An expansion to the shape that is there, and a slice that takes all, are nothing."""
+    source = node.args[0]
+    if isinstance(source, fx.Node) and same_shape(shape_of(source), shape_of(node)):
+        rewriter.replace(node, source)
+
+
+def _squeezes_dynamic(node: fx.Node) -> bool:
+    """Tell whether `node` squeezes a dimension that its type takes for other than 1, and that may be 1 in a call."""
+    sizes = shape_of(node.args[0])
+    if sizes is None or not str(node.target).startswith("aten.squeeze"):
+        return False
+    dims = arguments(node).get("dim", range(len(sizes)))
+    return any(
+        not isinstance(sizes[each], int) for each in (dims if isinstance(dims, (list, tuple, range)) else [dims])
+    )
+
+
+def _plain(shape: Sequence[int | torch.SymInt]) -> list[int] | None:
+    """Return `shape` as numbers with at most one -1; None where that does not say it."""
+    sizes = [size if isinstance(size, int) else -1 for size in shape]
+    # With a size of 0 beside it, -1 could stand for anything.
+    return sizes if sizes.count(-1) <= (0 if math.prod(sizes) == 0 else 1) else None
+
+
+def _dims(node: fx.Node) -> list[int] | None:
+    """Return the order of dimensions that a transposition makes, counted from 0."""
+    value = tensor_of(node)
+    if value is None:
+        return None
+    rank, found, name = value.dim(), arguments(node), str(node.target).split(".")[1]
+    order = list(range(rank))
+    if name == "permute":
+        return [each % rank for each in found["dims"]]
+    if name in ("numpy_T", "t"):
+        return order[::-1]
+    if rank == 0:
+        return order
+    if name == "movedim":
+        return _moved(rank, found["source"], found["destination"])
+    if name == "mT":
+        first, second = rank - 2, rank - 1
+    else:
+        pair: list[Any] = [found[key] for key in found if key not in ("self",)]
+        first, second = pair[0] % rank, pair[1] % rank
+    order[first], order[second] = order[second], order[first]
+    return order
+
+
+def _moved(rank: int, source: Any, destination: Any) -> list[int]:
+    sources = [each % rank for each in (source if isinstance(source, (list, tuple)) else [source])]
+    targets = [each % rank for each in (destination if isinstance(destination, (list, tuple)) else [destination])]
+    by_target = dict(zip(targets, sources, strict=True))
+    rest = iter([each for each in range(rank) if each not in sources])
+    return [by_target[place] if place in by_target else next(rest) for place in range(rank)]
+
+
+RULES = (drop_regrouping, reshape_form, reshape_of_view, permute_form, drop_whole)
