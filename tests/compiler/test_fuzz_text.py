@@ -41,12 +41,12 @@ _PIECES = st.sampled_from(
     ]
 )
 _edits = st.lists(
-    st.tuples(
-        st.sampled_from(["delete", "insert", "swap lines", "cut"]), st.integers(0, 2000), st.integers(0, 40), _PIECES
-    ),
+    st.tuples(st.sampled_from(["delete", "insert", "swap", "cut"]), st.integers(0, 2000), st.integers(0, 40), _PIECES),
     min_size=1,
     max_size=4,
 )
+
+_flips = st.lists(st.tuples(st.integers(0, 10**6), st.integers(0, 7)), min_size=1, max_size=6)
 
 
 def attempt(text: str) -> None:
@@ -54,8 +54,8 @@ def attempt(text: str) -> None:
     try:
         program = parse_program(text)
     except TextError as error:
-        assert error.line >= 1
-        assert error.column >= 1
+        place = error.line, error.column
+        assert min(place) >= 1, place
         return
     printed = print_program(program)
     assert print_program(parse_program(printed)) == printed
@@ -112,7 +112,8 @@ def test_damaged_files(flips: list[tuple[int, int]], cut: int | None) -> None:
         try:
             program = load_program(path)
         except FileFormatError as error:
-            assert "p.burnish" in str(error)
+            message = str(error)
+            assert "p.burnish" in message
             return
         # A flipped bit in a weight shows nowhere: the file is as good as another.
         print_program(program)
