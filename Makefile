@@ -7,7 +7,7 @@ export HF_HUB_OFFLINE := 1
 .PHONY: demo test quick lint bench coverage fuzz clean
 
 demo: $(VENV)/ready
-	$(BIN)/python benchmarks/demo.py
+	$(BIN)/python -m benchmarks.demo
 
 test: $(VENV)/ready lint
 	$(BIN)/python -m pytest
@@ -21,13 +21,13 @@ lint: $(VENV)/ready
 	$(BIN)/mypy
 
 bench: $(VENV)/ready
-	$(BIN)/python benchmarks/compile_time.py
+	$(BIN)/python -m benchmarks.compile_time
 
 coverage: $(VENV)/ready
 	$(BIN)/python -m benchmarks.coverage
 
 fuzz: $(VENV)/ready
-	$(BIN)/python benchmarks/fuzz.py
+	$(BIN)/python -m benchmarks.fuzz
 
 # torch alone first: where the index offers a CPU build, the pin in constraints.txt keeps pip from a CUDA one.
 $(VENV)/ready: pyproject.toml constraints.txt

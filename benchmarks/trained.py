@@ -95,9 +95,7 @@ def minilm() -> Trained:
     automatic = torch.export.Dim.AUTO
     dynamic = {name: {0: automatic, 1: automatic} for name in encoded}
     one = {name: value[:1] for name, value in encoded.items()}
-    return Trained(
-        "MiniLM-L6", model, short, one, encoded, dynamic, "Pearson's r on 50 Lee documents", score
-    )
+    return Trained("MiniLM-L6", model, short, one, encoded, dynamic, "Pearson's r on 50 Lee documents", score)
 
 
 def _folder(package: str) -> Path:

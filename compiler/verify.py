@@ -43,8 +43,9 @@ def verify(program: Program, level: int = 2) -> None:
         for name, graph in program.all_graphs():
             _check_structure(program, name, graph)
     if level >= 2:
+        inferred: dict[Any, Any] = {}
         for _, graph in program.all_graphs():
-            _check_types(program, graph)
+            _check_types(program, graph, inferred)
     if level >= 3:
         _check_text(program)
 
@@ -138,7 +139,7 @@ def _check_call(node: fx.Node, name: str) -> None:
             )
 
 
-def _check_types(program: Program, graph: fx.Graph) -> None:
+def _check_types(program: Program, graph: fx.Graph, inferred: dict[Any, Any]) -> None:
     for node in placeholders(graph):
         if "val" not in node.meta:
             raise VerificationError(f"input {name_of(node)} has no type", node=name_of(node))
@@ -151,7 +152,9 @@ def _check_types(program: Program, graph: fx.Graph) -> None:
         key = (node.target, _fingerprint(node.args), _fingerprint(node.kwargs), id(node.meta["val"]))
         if node.meta.get("checked", (None,))[0] == key:
             continue
-        found = infer(program, node)
+        # Deep networks repeat themselves: equal operators on equal types are inferred once.
+        kind = (node.target, _type_key(node.args), _type_key(node.kwargs))
+        found = inferred[kind] = inferred[kind] if kind in inferred else infer(program, node)
         if not _same_type(node.meta["val"], found):
             raise VerificationError(
                 f"{name_of(node)} is recorded as {_describe(program, node.meta['val'])},"
@@ -179,6 +182,22 @@ def _fingerprint(value: Any) -> Any:
         return tuple([_fingerprint(each) for each in value])
     if isinstance(value, dict):
         return tuple((name, _fingerprint(each)) for name, each in value.items())
+    return repr(value) if isinstance(value, slice) else (type(value), value)
+
+
+def _type_key(value: Any) -> Any:
+    """Return what of an argument decides the type of the result; hashable."""
+    if isinstance(value, fx.Node):
+        return _type_key(value.meta.get("val", value))
+    if isinstance(value, torch.Tensor):
+        sizes = tuple([_expression(size) for size in (*value.shape, *value.stride())])
+        return (torch.Tensor, value.dtype, value.device, sizes)
+    if isinstance(value, (torch.SymInt, torch.SymFloat, torch.SymBool)):
+        return (type(value), value.node.expr)
+    if isinstance(value, (list, tuple)):
+        return tuple([_type_key(each) for each in value])
+    if isinstance(value, dict):
+        return tuple((name, _type_key(each)) for name, each in value.items())
     return repr(value) if isinstance(value, slice) else (type(value), value)
 
 
