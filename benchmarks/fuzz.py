@@ -94,7 +94,7 @@ _PIECES += (
 
 
 def mutated(text: str, randomness: random.Random) -> str:
-    """Return `text` with characters or lines deleted, inserted, doubled or swapped; at times cut off, or random text."""
+    """Return `text` with characters or lines deleted, inserted, doubled, swapped or cut off; or random text."""
     if randomness.random() < 0.05:
         return "# burnish 1\n" + "".join(randomness.choices(_PIECES, k=randomness.randrange(40)))
     for _ in range(randomness.choice((1, 1, 1, 2, 4, 8))):

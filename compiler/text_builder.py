@@ -289,7 +289,9 @@ def _arranged(
             raise call.place.error(f"{call.operator} has no argument {name!r}; it has {', '.join(plan.names)}")
         if name in given:
             raise call.place.error(f"argument {name!r} is given by position and by name")
-        given[name] = torch.device(value) if name in plan.devices and isinstance(value, str) else value
+        if name in plan.devices and isinstance(value, str):
+            value = _guarded(call.place, f"the device {value!r}", functools.partial(torch.device, value))
+        given[name] = value
     for name in plan.names:
         if name not in given and name not in plan.defaults:
             raise call.place.error(f"{call.operator} lacks its argument {name!r}")
