@@ -65,6 +65,9 @@ class NameTable:
     def __init__(self, graph: fx.Graph) -> None:
         self._taken = {name_of(node) for node in graph.nodes}
 
+    def __contains__(self, name: str) -> bool:
+        return name in self._taken
+
     def unique(self, wanted: str) -> str:
         """Return `wanted`, or `wanted_1`, `wanted_2`, ... when it is taken, and take it."""
         base = _ILLEGAL.sub("_", wanted).strip(".") or "value"

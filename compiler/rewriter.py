@@ -230,11 +230,16 @@ class Rewriter:
         """Return a node of `graph` for a new constant called `name`, made unique in the Program.
 
         An existing constant is never changed in place: other nodes, and other copies of the Program, may share it.
+        It may take over the name of one of `origins`, the nodes that it stands for, and of no other node.
         """
-        taken, unique, ordinal = self.program.constants, name, 0
-        while unique in taken:
+        origins = list(origins)
+        taken, names, unique, ordinal = self.program.constants, self._table(graph), name, 0
+        free = {name_of(node) for node in origins}
+        while unique in taken or (unique in names and unique not in free):
             ordinal += 1
             unique = f"{name}_{ordinal}"
+        if unique not in names:
+            names.unique(unique)
         value = value.detach()
         self.program.constants[unique] = value
         self.changed = True

@@ -114,7 +114,8 @@ class _Folder:
         except Refusal as refusal:
             self.reasons.setdefault(node, {})["behind"] = str(refusal)
             return
-        norm.replace(rewriter, layer.with_constants(rewriter, new_weight, new_bias, [norm.node]))
+        with rewriter.rewrite("fold-into-producer"):
+            norm.replace(rewriter, layer.with_constants(rewriter, new_weight, new_bias, [norm.node]))
 
     def before(self, node: fx.Node, rewriter: Rewriter) -> None:
         """Fold `node` into all layers that read its result."""
@@ -133,9 +134,10 @@ class _Folder:
         except Refusal as refusal:
             self.reasons.setdefault(node, {})["before"] = str(refusal)
             return
-        for layer, weight, bias in folded:
-            layer.with_constants(rewriter, weight, bias, [norm.node])
-        norm.replace(rewriter, norm.input)
+        with rewriter.rewrite("fold-into-consumers"):
+            for layer, new_weight, new_bias in folded:
+                layer.with_constants(rewriter, new_weight, new_bias, [norm.node])
+            norm.replace(rewriter, norm.input)
 
     def _consumers(self, norm: BatchNorm, rewriter: Rewriter) -> list[_Consumer]:
         """Return the layers behind `norm`, looking through pads.
