@@ -88,7 +88,7 @@ class _Builder:
         self._constants()
         updated = self._body()
         outputs = self._outputs(updated)
-        count = len(placeholders(self.source)) + (len(self.state) if self.state_as_inputs else 0)
+        count = len(self.program.signature.input_names) + (len(self.state) if self.state_as_inputs else 0)
         results = sum(spec.kind is OutputKind.USER_OUTPUT for spec in outputs)
         branches = {name: _branch(name, graph) for name, graph in self.program.branches.items()}
         return ExportedProgram(
@@ -116,7 +116,8 @@ class _Builder:
 
     def _body(self) -> dict[str, fx.Node]:
         wanted = {str(node.target): node for node in placeholders(self.source)}
-        for name, node in wanted.items():
+        for name in self.program.signature.input_names:
+            node = wanted[name]
             self.done[node] = self._placeholder(name, node)
             self.inputs.append(InputSpec(InputKind.USER_INPUT, _argument(self.done[node]), None))
         if self.state_as_inputs:

@@ -1,0 +1,160 @@
+"""OnnxArtifact: an ONNX model that is called like the model it came from, on ONNX Runtime.
+
+Buffers that the model updates are kept by the artifact between calls; it is not safe to call such an artifact from
+several threads at once.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import onnx
+import torch
+
+from burnish.backends.onnx.files import save_model
+from burnish.backends.onnx.model import Model
+from burnish.backends.onnx.session import Session
+from burnish.backends.onnx.settings import Settings
+from burnish.backends.onnx.trace import rows_of
+from burnish.compiler.capture import Inputs, as_arguments
+from burnish.compiler.errors import InputError
+from burnish.compiler.measure import Timing, benchmark
+from burnish.compiler.profile import Profile
+
+if TYPE_CHECKING:
+    from burnish.compiler.program import Program
+
+__all__ = ["OnnxArtifact"]
+
+_PROFILED_RUNS = 5
+
+
+class OnnxArtifact:
+    """A Program lowered to ONNX.
+
+    Args:
+        model: graph, weights and calling convention.
+        settings: the backend's options.
+        notes: what the user should know of the lowering.
+        program: what it came from, for sample inputs and FLOPs; None for a loaded file.
+    """
+
+    def __init__(
+        self, model: Model, settings: Settings, notes: tuple[str, ...] = (), program: Program | None = None
+    ) -> None:
+        self.model = model
+        self.settings = settings
+        self._notes = notes
+        self._program = program
+        self._session: Session | None = None
+        self._state: dict[str, torch.Tensor] = {}
+        self.reset()
+
+    @property
+    def session(self) -> Session:
+        """The ONNX Runtime session, made at the first use."""
+        if self._session is None:
+            self._session = Session(self.model, self.settings)
+        return self._session
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Run; same pytree in and out as the model, torch tensors on the CPU.
+
+        Raises:
+            InputError: an argument is missing, left over, or of another structure, dtype or static size.
+            BackendError: ONNX Runtime fails.
+        """
+        return self._call(self.session, self.model.convention.binding.bind(args, kwargs))
+
+    def _call(self, session: Session, inputs: Mapping[str, Any]) -> Any:
+        convention = self.model.convention
+        feeds = dict(inputs)
+        for buffer, (name, _) in convention.state.items():
+            feeds[name] = self._state[buffer]
+        found = session.run(feeds)
+        for buffer, (_, name) in convention.state.items():
+            self._state[buffer] = found[name]
+        outputs: dict[str, Any] = {name: found[value] for name, value in convention.outputs.items()}
+        for name in convention.numbers:
+            outputs[name] = outputs[name].item()
+        return convention.binding.result(outputs)
+
+    def reset(self) -> None:
+        """Put the buffers that a run updates back to their initial values."""
+        self._state = dict(self.model.initial)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write a `.onnx` file, and above 2 GB its weights beside it; see `files`."""
+        save_model(self.model, path)
+
+    def benchmark(self, inputs: Inputs | None = None, seconds: float = 2.0) -> Timing:
+        """Time calls on `inputs`, by default the sample inputs; leaves the state as it was."""
+        args, kwargs = self._arguments(inputs)
+        kept = dict(self._state)
+        try:
+            return benchmark(lambda: self(*args, **kwargs), seconds)
+        finally:
+            self._state = kept
+
+    def profile(self, inputs: Inputs | None = None) -> Profile:
+        """Return the time of each kernel in one run, mapped back to the model's modules; leaves the state as it was.
+
+        FLOP/s are known where the artifact was emitted in this process.
+        """
+        args, kwargs = self._arguments(inputs)
+        feeds = self.model.convention.binding.bind(args, kwargs)
+        kept = dict(self._state)
+        with tempfile.TemporaryDirectory() as folder:
+            session = Session(self.model, self.settings, profile=str(Path(folder) / "trace"))
+            try:
+                for _ in range(_PROFILED_RUNS + 1):
+                    self._call(session, feeds)
+            finally:
+                self._state = kept
+            text = Path(session.session.end_profiling()).read_text()
+        return Profile(rows_of(text, self.model.places(), self._flops(feeds)))
+
+    def optimized_node_counts(self) -> Counter[str]:
+        """Return how many nodes of each operator ONNX Runtime's own optimized graph has: the kernels that really run."""
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "optimized.onnx"
+            Session(self.model, self.settings, optimized=str(path))
+            graph = onnx.load(path, load_external_data=False).graph
+        return Counter(node.op_type for node in graph.node)
+
+    def notes(self) -> list[str]:
+        """Return what the user should know of the lowering."""
+        return list(self._notes)
+
+    def size(self) -> int:
+        """Return the bytes of the artifact when saved, to within the length of the metadata."""
+        return self.model.bytes()
+
+    def node_count(self) -> int:
+        """Return the number of nodes in the graph, those of branches included."""
+        return _count(self.model.graph.graph)
+
+    def _arguments(self, inputs: Inputs | None) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        if inputs is not None:
+            return as_arguments(inputs)
+        if self._program is None or not self._program.samples:
+            raise InputError("a loaded artifact has no sample inputs: pass inputs, a tuple or a dict by name")
+        return self._program.sample_arguments()
+
+    def _flops(self, feeds: Mapping[str, Any]) -> dict[str, int]:
+        if self._program is None:
+            return {}
+        sizes = {name: tuple(each.shape) if isinstance(each, torch.Tensor) else each for name, each in feeds.items()}
+        cost = self._program.cost().at(sizes)
+        # A size that depends on the data stays symbolic, and its node without a rate.
+        return {each.name: each.figures.flops for each in cost.nodes if isinstance(each.figures.flops, int)}
+
+
+def _count(graph: onnx.GraphProto) -> int:
+    nested = [attribute.g for node in graph.node for attribute in node.attribute if attribute.HasField("g")]
+    return len(graph.node) + sum(map(_count, nested))

@@ -1,0 +1,81 @@
+"""OnnxBackend: lowers a Program to ONNX, run by ONNX Runtime. See docs/backends/onnx.md."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+
+from burnish.backends.onnx.artifact import OnnxArtifact
+from burnish.backends.onnx.check import findings
+from burnish.backends.onnx.emit import lower
+from burnish.backends.onnx.files import load_model
+from burnish.backends.onnx.model import DTYPES, model_of
+from burnish.backends.onnx.settings import DEFAULT_OPSET, Settings
+from burnish.backends.onnx.simplify import simplified
+from burnish.compiler.backend import Finding
+from burnish.compiler.binding import Binding
+from burnish.compiler.context import Target
+from burnish.compiler.errors import BackendError
+
+if TYPE_CHECKING:
+    from burnish.compiler.pipeline import Pipeline
+    from burnish.compiler.program import Program
+
+__all__ = ["OnnxBackend"]
+
+
+class OnnxBackend:
+    """Lowers Programs to ONNX. Options: see `settings.Settings`."""
+
+    name: ClassVar[str] = "onnx"
+    suffix: ClassVar[str] = ".onnx"
+    target: ClassVar[Target] = Target(
+        name="onnx", dtypes=frozenset(dtype for dtype in DTYPES.values() if dtype.is_floating_point), device="cpu"
+    )
+
+    def default_passes(self, options: Mapping[str, Any]) -> Pipeline:
+        """Return the passes that pay on ONNX Runtime.
+
+        Raises:
+            OptionError: an option is unknown or has an unusable value.
+        """
+        from burnish.compiler.pipeline import Pipeline
+
+        Settings.parse(options)
+        return Pipeline.parse("canonicalize,fold-batch-norm,fold-constants,cse,dce")
+
+    def check(self, program: Program) -> list[Finding]:
+        """List what the backend cannot take, node by node, without lowering anything."""
+        return list(findings(program, DEFAULT_OPSET))
+
+    def emit(self, program: Program, options: Mapping[str, Any]) -> OnnxArtifact:
+        """Lower `program`; it is not changed, and its weights are not copied.
+
+        Raises:
+            OptionError: an option is unknown or has an unusable value.
+            BackendError: the program cannot be lowered; names node, module and source line.
+        """
+        settings = Settings.parse(options)
+        found = list(findings(program, settings.opset))
+        if found:
+            more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
+            module = f", in {found[0].module}" if found[0].module else ""
+            raise BackendError(f"the onnx backend cannot take {found[0]}{module}{more}")
+        with torch.no_grad():
+            model = model_of(lower(program, settings.opset), Binding.of(program), program.constants)
+        model.check()
+        notes = [f"opset {settings.opset}"]
+        model = simplified(model, program, settings, notes)
+        return OnnxArtifact(model, settings, tuple(notes), program)
+
+    def load(self, path: str | os.PathLike[str], options: Mapping[str, Any]) -> OnnxArtifact:
+        """Load what an artifact saved, or an ONNX file from elsewhere.
+
+        Raises:
+            OptionError: an option is unknown or has an unusable value.
+            FileFormatError: the file is truncated or not ONNX.
+        """
+        return OnnxArtifact(load_model(path), Settings.parse(options))

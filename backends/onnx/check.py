@@ -1,0 +1,58 @@
+"""What the ONNX backend cannot take, found node by node without translating anything."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import fx
+from torch._ops import HigherOrderOperator, OpOverload
+
+from burnish.backends.onnx.decompose import Translations, translations
+from burnish.backends.onnx.model import DTYPES
+from burnish.compiler.backend import Finding
+from burnish.compiler.graphs import name_of
+from burnish.compiler.operators import is_mutating, operator_name
+from burnish.compiler.program import Program
+from burnish.compiler.to_export import module_of
+
+__all__ = ["findings"]
+
+
+def findings(program: Program, opset: int) -> Iterator[Finding]:
+    """Yield what ONNX or the exporter lacks: operators, element types, loops, and partitioned Programs."""
+    if len(program.graphs) != 1:
+        names = ", ".join(program.graphs)
+        yield Finding(names, "graph", f"the program has {len(program.graphs)} stages: lower them one by one")
+    known = translations(opset)
+    for _, graph in program.all_graphs():
+        for node in graph.nodes:
+            reason = _reason(node, known)
+            if reason:
+                name = operator_name(node.target) if node.op == "call_function" else node.op
+                yield Finding(name_of(node), name, reason, module_of(node))
+
+
+def _reason(node: fx.Node, known: Translations) -> str:
+    if node.op == "output":
+        return ""
+    value = node.meta.get("val")
+    for each in value if isinstance(value, (tuple, list)) else (value,):
+        if isinstance(each, torch.Tensor) and each.is_complex():
+            # Complex values in between are pairs of floats; at the border there is no such type.
+            if node.op != "call_function" or any(user.op == "output" for user in node.users):
+                return f"ONNX has no inputs, outputs or constants of type {each.dtype}"
+        elif isinstance(each, torch.Tensor) and each.dtype not in DTYPES.values():
+            return f"the element type {each.dtype} has no counterpart"
+    return _operator_reason(node.target, known) if node.op == "call_function" else ""
+
+
+def _operator_reason(target: Any, known: Translations) -> str:
+    if isinstance(target, HigherOrderOperator):
+        return "" if target.name() == "cond" else "of the higher-order operators only cond can be expressed"
+    if isinstance(target, OpOverload) and is_mutating(target):
+        return "" if target is torch.ops.aten.copy_.default else "it writes to its input"
+    if known.has(target) or known.decomposes(target):
+        return ""
+    return "it has neither a translation to ONNX nor a decomposition"

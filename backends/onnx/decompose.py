@@ -1,0 +1,130 @@
+"""Decompose the operators that torch's ONNX translations lack, each where it stands.
+
+`torch.onnx.export` traces the whole model again to do this; here only the nodes concerned are traced, so that all
+others keep their names and provenance, and the time goes with what must change.
+
+Cases not handled, for which the caller leaves the work to torch: a decomposition that creates a tensor constant, and
+one that cannot be traced by itself.
+"""
+
+from __future__ import annotations
+
+import functools
+import operator
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import fx
+from torch._dispatch.python import enable_python_dispatcher
+from torch._ops import HigherOrderOperator, OpOverload
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.onnx._internal.exporter import _decomp, _registration
+
+from burnish.backends.onnx.quiet import quiet
+
+__all__ = ["Translations", "decompose", "translations"]
+
+# Checks on shapes and values: the exporter drops them.
+_DROPPED = frozenset(
+    {
+        "aten::sym_constrain_range_for_size",
+        "aten::_assert_async",
+        "aten::_assert_scalar",
+        "aten::_assert_tensor_metadata",
+    }
+)
+
+
+class Translations:
+    """What torch can translate to ONNX in one opset.
+
+    Attributes:
+        table: decompositions for operators without a translation.
+    """
+
+    def __init__(self, opset: int) -> None:
+        with quiet():
+            self._registry = _registration.ONNXRegistry.from_torchlib(opset)
+            known = set(_decomp.get_onnx_implemented_overloads(self._registry))
+            self.table: dict[Any, Callable[..., Any]] = _decomp.create_onnx_friendly_decomposition_table(known)
+
+    def has(self, target: Any) -> bool:
+        """Tell whether `target` is translated (or dropped) as it is."""
+        if target is operator.getitem or self._registry.get_decomps(target):
+            return True
+        return isinstance(target, OpOverload) and target._schema.name in _DROPPED
+
+    def decomposes(self, target: Any) -> bool:
+        """Tell whether `target` has a decomposition."""
+        if target in self.table:
+            return True
+        return isinstance(target, OpOverload) and bool(target._can_decompose())
+
+
+@functools.cache
+def translations(opset: int) -> Translations:
+    """Return what torch translates in `opset` (at least 18); takes 0.3 s the first time."""
+    return Translations(opset)
+
+
+def decompose(module: fx.GraphModule, opset: int, fake_mode: FakeTensorMode) -> bool:
+    """Decompose what must be, in place, in the graph and its branches; False when torch had better do all of it."""
+    known = translations(opset)
+    graphs = [each.graph for each in module.modules() if isinstance(each, fx.GraphModule)]
+    for graph in graphs:
+        for node in list(graph.nodes):
+            if node.op != "call_function" or isinstance(node.target, HigherOrderOperator) or known.has(node.target):
+                continue
+            if not known.decomposes(node.target) or not _replace(node, known, fake_mode):
+                return False
+        graph.eliminate_dead_code(lambda node: node.op in ("placeholder", "output"))
+        graph.owning_module.recompile()
+    return True
+
+
+def _replace(node: fx.Node, known: Translations, fake_mode: FakeTensorMode) -> bool:
+    inputs = node.all_input_nodes
+    values = [each.meta.get("val") for each in inputs]
+    if any(value is None for value in values):
+        return False
+    target: Any = node.target
+
+    def run(*given: Any) -> Any:
+        look_up = dict(zip(inputs, given, strict=True)).__getitem__
+        return target(*fx.node.map_arg(node.args, look_up), **fx.node.map_arg(node.kwargs, look_up))
+
+    try:
+        with fake_mode, enable_python_dispatcher(), torch.no_grad():
+            pure = torch.func.functionalize(run, remove="mutations")
+            traced = make_fx(pure, decomposition_table=known.table)(*values)
+    except Exception:
+        # Whatever goes wrong in a lone trace, the whole-model trace may get right, and its errors are known.
+        return False
+    traced.graph.eliminate_dead_code()
+    if any(
+        each.op == "get_attr" or (each.op == "call_function" and not known.has(each.target))
+        for each in traced.graph.nodes
+    ):
+        return False
+    _splice(node, traced.graph, inputs)
+    return True
+
+
+def _splice(node: fx.Node, body: fx.Graph, inputs: list[fx.Node]) -> None:
+    done: dict[fx.Node, Any] = dict(zip(body.find_nodes(op="placeholder"), inputs, strict=True))
+    graph = node.graph
+    with graph.inserting_before(node):
+        for each in body.nodes:
+            if each.op == "call_function":
+                done[each] = made = graph.node_copy(each, done.__getitem__)
+                made.meta = {**node.meta, "val": each.meta.get("val")}
+    result = fx.node.map_arg(body.output_node().args[0], done.__getitem__)
+    if isinstance(result, fx.Node):
+        node.replace_all_uses_with(result)
+    else:
+        for user in list(node.users):
+            user.replace_all_uses_with(result[user.args[1]])
+            graph.erase_node(user)
+    graph.erase_node(node)

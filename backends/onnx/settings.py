@@ -1,0 +1,124 @@
+"""The options of the ONNX backend, and the ONNX Runtime session options that they stand for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import onnxruntime as ort
+
+from burnish.compiler.errors import OptionError
+from burnish.compiler.options import check_options
+
+__all__ = ["DEFAULT_OPSET", "Settings"]
+
+DEFAULT_OPSET = 20
+"""The newest opset that torch's exporter writes without converting (Gelu is an operator of it)."""
+
+_OPSETS = range(18, 24)
+_LEVELS = {
+    "disabled": ort.GraphOptimizationLevel.ORT_DISABLE_ALL,
+    "basic": ort.GraphOptimizationLevel.ORT_ENABLE_BASIC,
+    "extended": ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED,
+    "all": ort.GraphOptimizationLevel.ORT_ENABLE_ALL,
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """What a user may choose.
+
+    Attributes:
+        opset: version of the ONNX operator set, 18 to 23.
+        simplify: run onnxsim: True, False, or "auto" (see `simplify.worthwhile`).
+        threads: threads within an operator; 0 is ONNX Runtime's choice, one per core.
+        providers: ONNX Runtime's execution providers, best first.
+        profile: path prefix of the trace that ONNX Runtime writes; "" writes none.
+        graph_optimization: ONNX Runtime's own optimizations: "disabled", "basic", "extended" or "all".
+        session_options: ONNX Runtime's configuration entries, `{"session.intra_op.allow_spinning": "0"}` for one.
+    """
+
+    opset: int = DEFAULT_OPSET
+    simplify: bool | str = "auto"
+    threads: int = 0
+    providers: tuple[str, ...] = ("CPUExecutionProvider",)
+    profile: str = ""
+    graph_optimization: str = "all"
+    session_options: Mapping[str, str]
+
+    @staticmethod
+    def parse(options: Mapping[str, Any]) -> Settings:
+        """Check options given by name.
+
+        Raises:
+            OptionError: an option is unknown or has an unusable value; the message lists what is known.
+        """
+        defaults: dict[str, Any] = {
+            "opset": DEFAULT_OPSET,
+            "simplify": None,
+            "threads": 0,
+            "providers": None,
+            "profile": "",
+            "graph_optimization": "all",
+            "session_options": None,
+        }
+        found = check_options("onnx", options, defaults)
+        _require("opset", found["opset"], found["opset"] in _OPSETS, "from 18 to 23")
+        simplify = "auto" if found["simplify"] is None else found["simplify"]
+        _require("simplify", simplify, simplify == "auto" or isinstance(simplify, bool), "true, false or 'auto'")
+        _require("threads", found["threads"], found["threads"] >= 0, "0 (a thread a core) or more")
+        level = found["graph_optimization"]
+        _require("graph_optimization", level, level in _LEVELS, f"one of {', '.join(_LEVELS)}")
+        return Settings(
+            opset=found["opset"],
+            simplify=simplify,
+            threads=found["threads"],
+            providers=_providers(found["providers"]),
+            profile=found["profile"],
+            graph_optimization=level,
+            session_options=_entries(found["session_options"]),
+        )
+
+    def session(self, *, profile: str = "") -> ort.SessionOptions:
+        """Return ONNX Runtime's options.
+
+        Args:
+            profile: path prefix of a trace, in place of the one chosen.
+        """
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = self.threads
+        options.graph_optimization_level = _LEVELS[self.graph_optimization]
+        # Warnings of its optimizer are of no use to a caller; errors arrive as exceptions.
+        options.log_severity_level = 3
+        for key, value in self.session_options.items():
+            options.add_session_config_entry(key, value)
+        if profile or self.profile:
+            options.enable_profiling = True
+            options.profile_file_prefix = profile or self.profile
+        return options
+
+
+def _providers(value: Any) -> tuple[str, ...]:
+    if value is None:
+        return ("CPUExecutionProvider",)
+    named = (value,) if isinstance(value, str) else tuple(value) if isinstance(value, (list, tuple)) else ()
+    known = ort.get_available_providers()
+    usable = bool(named) and all(each in known for each in named)
+    _require("providers", value, usable, f"some of {', '.join(known)}")
+    return named
+
+
+def _entries(value: Any) -> dict[str, str]:
+    if value is None:
+        return {}
+    usable = isinstance(value, Mapping) and all(
+        isinstance(key, str) and isinstance(each, (str, int, float)) for key, each in value.items()
+    )
+    _require("session_options", value, usable, "a dict from ONNX Runtime's configuration keys to values")
+    return {key: str(int(each)) if isinstance(each, bool) else str(each) for key, each in value.items()}
+
+
+def _require(name: str, value: Any, usable: bool, wanted: str) -> None:
+    if not usable:
+        raise OptionError(f"option {name!r} of backend 'onnx' must be {wanted}, not {value!r}")
