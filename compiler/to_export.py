@@ -244,7 +244,7 @@ def _identifier(name: str) -> str:
 
 
 def _call_signature(inputs: int, outputs: int) -> ModuleCallSignature:
-    arguments = (tuple(range(inputs)), {})
+    arguments: tuple[tuple[int, ...], dict[str, int]] = (tuple(range(inputs)), {})
     return ModuleCallSignature(
         inputs=[],
         outputs=[],

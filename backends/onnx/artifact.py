@@ -120,7 +120,7 @@ class OnnxArtifact:
         return Profile(rows_of(text, self.model.places(), self._flops(feeds)))
 
     def optimized_node_counts(self) -> Counter[str]:
-        """Return how many nodes of each operator ONNX Runtime's own optimized graph has: the kernels that really run."""
+        """Return how many nodes of each operator ONNX Runtime's own optimized graph has: the kernels that run."""
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "optimized.onnx"
             Session(self.model, self.settings, optimized=str(path))

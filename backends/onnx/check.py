@@ -50,7 +50,9 @@ def _reason(node: fx.Node, known: Translations) -> str:
 
 def _operator_reason(target: Any, known: Translations) -> str:
     if isinstance(target, HigherOrderOperator):
-        return "" if target.name() == "cond" else "of the higher-order operators only cond can be expressed"
+        return (
+            "" if target is torch.ops.higher_order.cond else "of the higher-order operators only cond can be expressed"
+        )
     if isinstance(target, OpOverload) and is_mutating(target):
         return "" if target is torch.ops.aten.copy_.default else "it writes to its input"
     if known.has(target) or known.decomposes(target):

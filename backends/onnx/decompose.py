@@ -72,15 +72,15 @@ def translations(opset: int) -> Translations:
 def decompose(module: fx.GraphModule, opset: int, fake_mode: FakeTensorMode) -> bool:
     """Decompose what must be, in place, in the graph and its branches; False when torch had better do all of it."""
     known = translations(opset)
-    graphs = [each.graph for each in module.modules() if isinstance(each, fx.GraphModule)]
-    for graph in graphs:
+    for owner in [each for each in module.modules() if isinstance(each, fx.GraphModule)]:
+        graph = owner.graph
         for node in list(graph.nodes):
             if node.op != "call_function" or isinstance(node.target, HigherOrderOperator) or known.has(node.target):
                 continue
             if not known.decomposes(node.target) or not _replace(node, known, fake_mode):
                 return False
         graph.eliminate_dead_code(lambda node: node.op in ("placeholder", "output"))
-        graph.owning_module.recompile()
+        owner.recompile()
     return True
 
 
@@ -120,11 +120,12 @@ def _splice(node: fx.Node, body: fx.Graph, inputs: list[fx.Node]) -> None:
             if each.op == "call_function":
                 done[each] = made = graph.node_copy(each, done.__getitem__)
                 made.meta = {**node.meta, "val": each.meta.get("val")}
-    result = fx.node.map_arg(body.output_node().args[0], done.__getitem__)
+    result: Any = fx.node.map_arg(body.output_node().args[0], done.__getitem__)
     if isinstance(result, fx.Node):
         node.replace_all_uses_with(result)
     else:
         for user in list(node.users):
-            user.replace_all_uses_with(result[user.args[1]])
+            index: Any = user.args[1]
+            user.replace_all_uses_with(result[index])
             graph.erase_node(user)
     graph.erase_node(node)

@@ -106,7 +106,7 @@ def _blame(program: Program, error: BaseException) -> str:
         return f"the program: {reason}"
     provenance = provenance_of(node)
     origins = ", ".join(map(str, provenance.origins)) if provenance is not None else ""
-    return f"{name_of(node)} ({operator_name(node.target)}) from {origins or 'an unknown place'}: {reason}"  # type: ignore[arg-type]
+    return f"{name_of(node)} ({operator_name(node.target)}) from {origins or 'an unknown place'}: {reason}"
 
 
 def _label(model: ir.Model) -> None:
@@ -156,7 +156,6 @@ def _clean(model: ir.Model) -> None:
     )
     for each in (
         common.RemoveUnusedNodesPass(),
-        common.RemoveUnusedFunctionsPass(),
         common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0),
         common.CommonSubexpressionEliminationPass(),
         common.RemoveUnusedNodesPass(),
@@ -171,12 +170,8 @@ def _share_constants(graph: ir.Graph) -> None:
     first: dict[Any, ir.Value] = {}
     for name, value in list(graph.initializers.items()):
         tensor = value.const_value
-        if (
-            tensor is None
-            or hasattr(tensor, "raw")
-            and isinstance(tensor.raw, torch.Tensor)
-            or tensor.size > _FOLD_LIMIT
-        ):
+        own = isinstance(getattr(tensor, "raw", None), torch.Tensor)
+        if tensor is None or own or tensor.size > _FOLD_LIMIT:
             continue
         kept = first.setdefault((tensor.dtype, tuple(tensor.shape), tensor.tobytes()), value)
         if kept is not value and not value.is_graph_output():

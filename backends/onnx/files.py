@@ -12,11 +12,10 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any
 
 import onnx
 import torch
-from google.protobuf.message import DecodeError
+from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
 from burnish.backends.onnx.model import DTYPES, INLINE_BYTES, METADATA, Convention, Model
 from burnish.compiler.atomic import atomic_path
@@ -144,8 +143,8 @@ def _escaped(text: str) -> str:
     return "".join(f"[{each}]" if each in "*?[" else each for each in text)
 
 
-def _bytes(tensor: torch.Tensor) -> Any:
-    return memoryview(tensor.reshape(-1).view(torch.uint8).numpy()).tobytes() if tensor.numel() else b""
+def _bytes(tensor: torch.Tensor) -> bytes:
+    return tensor.reshape(-1).view(torch.uint8).numpy().tobytes() if tensor.numel() else b""
 
 
 def _tensor(name: str, value: torch.Tensor) -> onnx.TensorProto:

@@ -170,7 +170,7 @@ class Model:
     def bytes(self) -> int:
         """Return the bytes of graph and weights."""
         weights = sum(each.nbytes for each in self.weights.values())
-        return self.graph.ByteSize() + weights + sum(each.nbytes for each in self.initial.values())
+        return int(self.graph.ByteSize()) + weights + sum(each.nbytes for each in self.initial.values())
 
 
 def model_of(lowered: Lowered, binding: Binding, constants: Mapping[str, torch.Tensor]) -> Model:

@@ -105,7 +105,9 @@ def _ready(value: Any, dtype: torch.dtype) -> torch.Tensor:
 
 def _element_type(text: str) -> int:
     """Return ONNX's number for a type as ONNX Runtime writes it, "tensor(float16)"."""
-    name = text.removeprefix("tensor(").removesuffix(")").upper()
-    if name not in onnx.TensorProto.DataType.keys() or onnx.TensorProto.DataType.Value(name) not in DTYPES:
+    number = onnx.TensorProto.DataType.DESCRIPTOR.values_by_name.get(
+        text.removeprefix("tensor(").removesuffix(")").upper()
+    )
+    if number is None or number.number not in DTYPES:
         raise BackendError(f"an input of type {text} cannot be fed")
-    return int(onnx.TensorProto.DataType.Value(name))
+    return int(number.number)

@@ -5,7 +5,8 @@ stand in for them), so that the size of a model does not matter. Its result is d
 crashes, takes longer than `TIMEOUT`, changes the number of QuantizeLinear or DequantizeLinear nodes, inputs or
 outputs, breaks a rule of ONNX, or changes an output on the sample inputs by more than `TOLERANCE`.
 
-"auto" means no: measured on ResNet-50 and BERT-base, ONNX Runtime runs both graphs equally fast (docs/backends/onnx.md).
+"auto" means no: measured on ResNet-50 and BERT-base, ONNX Runtime runs both graphs equally fast
+(docs/backends/onnx.md).
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ def simplified(model: Model, program: Program, settings: Settings, notes: list[s
     try:
         result = _run(model)
         reason = _objection(model, result, program, settings)
-    except (_Failed, BurnishError, onnx.checker.ValidationError) as error:
+    except (_NoModelError, BurnishError, onnx.checker.ValidationError) as error:
         reason = str(error)
     if reason:
         notes.append(f"the result of onnxsim was dropped: {reason}")
@@ -58,7 +59,7 @@ def simplified(model: Model, program: Program, settings: Settings, notes: list[s
     return result
 
 
-class _Failed(Exception):
+class _NoModelError(Exception):
     """onnxsim gave no usable model."""
 
 
@@ -90,10 +91,10 @@ def _simplify(graph: onnx.ModelProto) -> onnx.ModelProto:
         try:
             done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT, check=False)
         except subprocess.TimeoutExpired as error:
-            raise _Failed(f"it took longer than {TIMEOUT:g} seconds") from error
+            raise _NoModelError(f"it took longer than {TIMEOUT:g} seconds") from error
         if done.returncode:
             lines = done.stderr.strip().splitlines()
-            raise _Failed(f"it failed with status {done.returncode}{': ' + lines[-1] if lines else ''}")
+            raise _NoModelError(f"it failed with status {done.returncode}{': ' + lines[-1] if lines else ''}")
         return onnx.load(str(result))
 
 
