@@ -1,0 +1,129 @@
+"""`burnish compile` and `burnish capture`: from a model to an artifact, or to a Program."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from burnish.tools.console import print_json, print_lines, say
+from burnish.tools.verb import InputOption, JsonFlag, ModelArgument, SeedOption
+
+if TYPE_CHECKING:
+    from torch import nn
+    from torch.export import ExportedProgram
+
+    from burnish.compiler.capture import Inputs
+    from burnish.compiler.program import Program
+
+__all__ = ["capture", "compile_model"]
+
+
+def compile_model(
+    model: ModelArgument,
+    passes: Annotated[
+        str | None,
+        typer.Option("--passes", "-p", metavar="SPEC", help="The pipeline; by default the backend's own."),
+    ] = None,
+    backend: Annotated[
+        str, typer.Option("--backend", "-b", metavar="BACKEND", help="With options as in 'onnx{threads=2}'.")
+    ] = "onnx",
+    output: Annotated[
+        str | None, typer.Option("--output", "-o", metavar="FILE", help="Save the artifact here.")
+    ] = None,
+    inputs: InputOption = None,
+    verify: Annotated[
+        int, typer.Option("--verify", min=0, max=4, help="Level of verification; below 2 nothing is compared.")
+    ] = 2,
+    seed: SeedOption = 0,
+    as_json: JsonFlag = False,
+) -> None:
+    """Compile a model and report what every pass did.
+
+    [dim]burnish compile mymodels:resnet --input 'f32[2,3,224,224]' -p canonicalize,fold-batch-norm -o resnet.onnx[/]
+    """
+    from burnish.compiler.compile import compile_model as compile_it
+    from burnish.tools.model_files import check_writable
+
+    check_writable(output)
+    _check_backend(backend, output)
+    found, examples = _model_and_inputs(model, inputs, seed)
+    compiled = compile_it(found, passes, examples, backend=backend, verify=verify, seed=seed)
+    if output is not None:
+        compiled.save(output)
+    if as_json:
+        print_json(compiled.report.to_json() | {"file": output})
+        return
+    print_lines(str(compiled.report))
+    if output is not None:
+        say("saved", output, "bold green")
+
+
+def capture(
+    model: ModelArgument,
+    output: Annotated[
+        str | None,
+        typer.Option(
+            "--output",
+            "-o",
+            metavar="FILE",
+            help="A .burnish file holds weights and example inputs, any other the text alone; by default stdout.",
+        ),
+    ] = None,
+    inputs: InputOption = None,
+    seed: SeedOption = 0,
+) -> None:
+    """Capture a model into a Program, and save it or print its text.
+
+    [dim]burnish capture mymodels:resnet --input 'f32[2,3,224,224]' -o resnet.burnish[/]
+    """
+    from burnish.compiler.capture import as_arguments
+    from burnish.compiler.capture import capture as capture_it
+    from burnish.compiler.program import Program
+    from burnish.compiler.progress import working
+    from burnish.tools.model_files import check_writable, write_program
+
+    check_writable(output)
+    found, examples = _model_and_inputs(model, inputs, seed)
+    with working("capture"):
+        if not isinstance(found, Program):
+            program = capture_it(found, examples)
+        else:
+            program = found if examples is None else found.with_samples(*as_arguments(examples))
+    for note in program.notes:
+        say("note", note, "bold")
+    write_program(program, output)
+
+
+def _model_and_inputs(
+    model: str, texts: list[str] | None, seed: int
+) -> tuple[nn.Module | ExportedProgram | Program, Inputs | None]:
+    from torch import nn
+
+    from burnish.compiler.errors import InputError
+    from burnish.tools.example_inputs import example_inputs
+    from burnish.tools.model_files import read_model
+
+    given = example_inputs(texts or [], seed)
+    found, made = read_model(model)
+    examples: Any = given if given is not None else made
+    if examples is None and isinstance(found, nn.Module):
+        raise InputError(
+            f"{model} returns a module without example inputs: give --input 'f32[2,3,224,224]' for each input,"
+            " or return (module, inputs)"
+        )
+    return found, examples
+
+
+def _check_backend(text: str, output: str | None) -> None:
+    """Find the backend, and check that it writes files like `output`, before any work."""
+    from burnish.compiler.compile import parse_backend
+    from burnish.compiler.errors import BackendError, OptionError
+
+    try:
+        backend, _ = parse_backend(text)
+    except BackendError as error:
+        raise OptionError(str(error)) from error
+    if output is not None and Path(output).suffix != backend.suffix:
+        raise OptionError(f"{output}: an artifact of the backend {backend.name!r} ends in {backend.suffix}")
