@@ -134,12 +134,15 @@ def structural_key(graph: fx.Graph) -> int:
             return tuple((name, of(each)) for name, each in sorted(value.items()))
         if isinstance(value, slice):
             return (of(value.start), of(value.stop), of(value.step))
+        if isinstance(value, float) or value == -1:
+            # hash(-1) is hash(-2), and -0.0 equals 0.0.
+            return (type(value), repr(value))
         return (type(value), value)
 
-    live = []
+    # All nodes count, not only what the outputs reach: dead ones differ, and computing a thing once or twice differs.
+    total = 0
     for node in graph.nodes:
         if node.op == "call_function":
-            keys[node] = hash((node.target, of(node.args), of(node.kwargs)))
-            if not node.users:
-                live.append(keys[node])
-    return hash((of(output_of(graph).args), tuple(sorted(live))))
+            keys[node] = key = hash((node.target, of(node.args), of(node.kwargs)))
+            total += key
+    return hash((of(output_of(graph).args), total))

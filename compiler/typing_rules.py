@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import fx
+from torch._dispatch.python import enable_python_dispatcher
 
 from burnish.compiler.errors import VerificationError
 from burnish.compiler.graphs import name_of
@@ -28,7 +29,8 @@ def infer(program: Program, node: fx.Node) -> Any:
     kwargs = fx.node.map_arg(node.kwargs, lambda each: _value(program, each))
     shape_env = program.fake_mode.shape_env
     try:
-        with program.fake_mode, torch.no_grad():
+        # Without the Python dispatcher some operators (a pad) take a symbolic size for its example value.
+        with program.fake_mode, torch.no_grad(), enable_python_dispatcher():
             if shape_env is None:
                 return target(*args, **kwargs)
             with shape_env.ignore_fresh_unbacked_symbols(), shape_env.suppress_guards():

@@ -1,6 +1,6 @@
 """Rules that give equivalent elementwise operators, reductions and splits one form.
 
-`relu6`, `relu`, `softmax.int`, `log_softmax.int`, `sub.Tensor`, `pad`, `split_with_sizes`.
+`relu6`, `relu`, `softmax.int`, `log_softmax.int`, `sub.Tensor`, `constant_pad_nd`, `split_with_sizes`.
 
 Not handled: a number minus a tensor stays `rsub.Scalar`, since no other operator says it alone; `split` and `chunk`
 along a dynamic dimension stay; `maximum` with a constant, and `threshold`, are not turned into `relu`.
@@ -60,23 +60,20 @@ def softmax_form(node: fx.Node, rewriter: Rewriter) -> None:
     rewriter.replace(node, form, (found["self"], found["dim"]), kwargs, same_type=True)
 
 
-@rule("aten.constant_pad_nd")
-def pad_form(node: fx.Node, rewriter: Rewriter) -> None:
-    """constant_pad_nd(x, pad, value) is pad(x, pad, "constant", value)."""
-    found = arguments(node)
-    value = float(found["value"]) if isinstance(found["value"], (int, float)) else found["value"]
-    args = (found["self"], found["pad"], "constant", value)
-    rewriter.replace(node, "aten.pad", args, {}, same_type=True)
-
-
 @rule("aten.pad")
+def pad_form(node: fx.Node, rewriter: Rewriter) -> None:
+    """pad(x, pad, "constant", value) is constant_pad_nd(x, pad, value)."""
+    found = arguments(node)
+    if found["mode"] == "constant":
+        value = 0 if found["value"] is None else found["value"]
+        rewriter.replace(node, "aten.constant_pad_nd", (found["self"], found["pad"], value), {}, same_type=True)
+
+
+@rule("aten.pad", "aten.constant_pad_nd")
 def drop_pad(node: fx.Node, rewriter: Rewriter) -> None:
     """A pad by nothing is nothing."""
-    if all(each == 0 for each in argument(node, "pad") if not isinstance(each, fx.Node)) and same_type(
-        node, node.args[0]
-    ):
-        source = node.args[0]
-        assert isinstance(source, fx.Node)
+    source = node.args[0]
+    if isinstance(source, fx.Node) and not any(argument(node, "pad")) and same_type(node, source):
         rewriter.replace(node, source)
 
 
@@ -97,4 +94,4 @@ def _is_float(node: fx.Node) -> bool:
     return value is not None and value.dtype in (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
-RULES = (relu6_form, relu_form, sub_form, softmax_form, pad_form, drop_pad, split_form)
+RULES = (relu6_form, relu_form, sub_form, softmax_form, drop_pad, pad_form, split_form)
