@@ -10,10 +10,10 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -26,6 +26,9 @@ from burnish.compiler.capture import Inputs, as_arguments
 from burnish.compiler.errors import FileFormatError, InputError
 from burnish.compiler.measure import Timing, benchmark
 from burnish.compiler.profile import Profile
+
+if TYPE_CHECKING:
+    from burnish.compiler.cost import Cost
 
 __all__ = ["Convention", "TorchScriptArtifact", "load_artifact"]
 
@@ -81,6 +84,7 @@ class TorchScriptArtifact:
         samples: an input per name, for `benchmark` and `profile`; may be empty.
         lines: name and module path of the node on each line of the source; empty when loaded.
         notes: what the user should know of the lowering.
+        cost: gives the cost of the Program that was lowered.
     """
 
     def __init__(
@@ -90,12 +94,14 @@ class TorchScriptArtifact:
         samples: Mapping[str, Any] | None = None,
         lines: Mapping[int, tuple[str, str]] | None = None,
         notes: tuple[str, ...] = (),
+        cost: Callable[[], Cost] | None = None,
     ) -> None:
         self.module = module
         self.convention = convention
         self._samples = dict(samples or {})
         self._lines = dict(lines or {})
         self._notes = notes
+        self._cost = cost
         self._initial = self._state()
         self._size: int | None = None
 
@@ -155,7 +161,7 @@ class TorchScriptArtifact:
     def profile(self, inputs: Inputs | None = None) -> Profile:
         """Return the time of every node of one run, the mean of several; updated buffers are put back.
 
-        A loaded artifact no longer knows the modules that its nodes came from.
+        A loaded artifact knows neither the modules that its nodes came from nor their FLOPs.
 
         Raises:
             InputError: there are no inputs, or unfitting ones.
@@ -163,7 +169,7 @@ class TorchScriptArtifact:
         args, kwargs = self._arguments(inputs)
         before = self._state()
         try:
-            return profile_calls(lambda: self(*args, **kwargs), self._lines)
+            return profile_calls(lambda: self(*args, **kwargs), self._lines, self._flops(args, kwargs))
         finally:
             self._restore(before)
 
@@ -174,6 +180,13 @@ class TorchScriptArtifact:
             raise InputError("the artifact has no sample inputs: pass inputs")
         args, kwargs = structure.unflatten(self.convention.binding.inputs, self._samples)
         return args, kwargs
+
+    def _flops(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, int]:
+        """Return the FLOPs of the nodes by name, of those that do not depend on data."""
+        if self._cost is None:
+            return {}
+        cost = self._cost().at(self.convention.binding.bind(args, kwargs))
+        return {node.name: node.figures.flops for node in cost.nodes if isinstance(node.figures.flops, int)}
 
     def _state(self) -> dict[str, torch.Tensor]:
         return {name: getattr(self.module, name).clone() for name in self.convention.state}

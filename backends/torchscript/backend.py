@@ -57,7 +57,7 @@ class TorchScriptBackend:
                 if reason is not None:
                     provenance = provenance_of(node)
                     module = provenance.origins[0].module if provenance and provenance.origins else ""
-                    findings.append(Finding(name_of(node), operator_name(node.target), reason, module))  # type: ignore[arg-type]
+                    findings.append(Finding(name_of(node), operator_name(node.target), reason, module))
         return findings
 
     def emit(self, program: Program, options: Mapping[str, Any]) -> TorchScriptArtifact:
@@ -84,7 +84,9 @@ class TorchScriptBackend:
         state = tuple(attribute for name, attribute in source.attributes.items() if name in mutable)
         frozen = freeze(module, list(state), chosen["optimize"])
         convention = Convention(Binding.of(program), source.inputs, source.outputs, state)
-        return TorchScriptArtifact(frozen, convention, program.samples, source.lines, _notes(program, state))
+        return TorchScriptArtifact(
+            frozen, convention, program.samples, source.lines, _notes(program, state), program.cost
+        )
 
     def load(self, path: str | os.PathLike[str], options: Mapping[str, Any]) -> TorchScriptArtifact:
         """Load what an artifact of this backend saved.

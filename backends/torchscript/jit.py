@@ -40,15 +40,17 @@ def compile_source(text: str, tensors: Mapping[str, torch.Tensor]) -> torch.jit.
     with _silent():
         # Without sharing types, so that two modules with equal attributes may have different methods.
         recursive: Any = torch.jit._recursive
-        module = recursive.create_script_module(holder, lambda _: [], share_types=False)
-        module._c._define(module._concrete_type, text, _GLOBALS.get)
-    return module  # type: ignore[no-any-return]
+        module: torch.jit.ScriptModule = recursive.create_script_module(holder, lambda _: [], share_types=False)
+        private: Any = module
+        private._c._define(private._concrete_type, text, _GLOBALS.get)
+    return module
 
 
 def freeze(module: torch.jit.ScriptModule, keep: list[str], optimize: bool) -> torch.jit.ScriptModule:
     """Turn the attributes of `module` other than `keep` into constants; optionally let TorchScript optimize them."""
     with _silent():
-        return torch.jit.freeze(module, preserved_attrs=keep, optimize_numerics=optimize)
+        frozen: torch.jit.ScriptModule = torch.jit.freeze(module, preserved_attrs=keep, optimize_numerics=optimize)
+    return frozen
 
 
 def operator_count(module: torch.jit.ScriptModule) -> int:
@@ -80,9 +82,10 @@ def load_module(path: str | os.PathLike[str]) -> tuple[torch.jit.ScriptModule, A
         raise InputError(f"{file}: no such file")
     # libtorch may crash on a damaged file, and does not look at the checksums: Python reads it first.
     description = _read_description(file)
+    load: Any = torch.jit.load
     try:
         with _silent():
-            return torch.jit.load(os.fspath(file), map_location="cpu"), description
+            return load(os.fspath(file), map_location="cpu"), description
     except Exception as error:
         raise FileFormatError(f"{file}: PyTorch {torch.__version__} cannot load it: {error}") from error
 

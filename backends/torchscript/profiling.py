@@ -20,12 +20,15 @@ _WARM_UP_CALLS = 3
 _CALLS = 10
 
 
-def profile_calls(call: Callable[[], object], lines: Mapping[int, tuple[str, str]]) -> Profile:
+def profile_calls(
+    call: Callable[[], object], lines: Mapping[int, tuple[str, str]], flops: Mapping[str, int]
+) -> Profile:
     """Run `call` several times, after a warm-up, and return the mean time of every node.
 
     Args:
         call: one run of the module.
         lines: display name and module path of the node on each line of the source; empty where it is not known.
+        flops: floating-point operations of the nodes by display name, where known.
     """
     for _ in range(_WARM_UP_CALLS):
         call()
@@ -46,5 +49,5 @@ def profile_calls(call: Callable[[], object], lines: Mapping[int, tuple[str, str
     rows = []
     for line, total in seconds.items():
         node, module = lines.get(line, (f"line {line}", ""))
-        rows.append(ProfileRow(node, operators[line], module, total))
+        rows.append(ProfileRow(node, operators[line], module, total, flops.get(node, 0)))
     return Profile(rows)

@@ -34,10 +34,10 @@ from burnish.compiler.provenance import provenance_of
 __all__ = ["Source", "write_source"]
 
 # Names that the source itself uses, or that TorchScript reserves.
-_RESERVED = frozenset(keyword.kwlist) | frozenset(
-    "self torch math inf nan int float bool complex str max min abs round len list List Optional Tensor Tuple Dict"
-    " print range number forward training".split()
-)
+_RESERVED = frozenset(keyword.kwlist) | {
+    *("self", "torch", "math", "inf", "nan", "int", "float", "bool", "complex", "str", "max", "min", "abs", "round"),
+    *("len", "list", "List", "Optional", "Tensor", "Tuple", "Dict", "print", "range", "number", "forward", "training"),
+}
 _ILLEGAL = re.compile(r"\W+", re.ASCII)
 _READ_NUMBER = (torch.ops.aten.item.default, torch.ops.aten._local_scalar_dense.default)
 # Hints to the shape analysis of torch.export, without any effect at run time.
@@ -120,9 +120,7 @@ class _Writer:
         if name not in self.attributes:
             self.attributes[name] = self.attribute_names.take(name)
         known[node] = f"self.{self.attributes[name]}"
-        if name in self.mutable and any(
-            user.args[0] is not node or not is_mutating(user.target) for user in node.users
-        ):  # type: ignore[arg-type]
+        if name in self.mutable and any(not _writes(user, node) for user in node.users):
             self._assign(node, f"{known[node]}.clone()", known, indent)
 
     def _call(self, node: fx.Node, known: dict[fx.Node, str], indent: str) -> None:
@@ -150,9 +148,9 @@ class _Writer:
         else:
             given = node.args[0] if operator_name(target) == "sym.sum" else node.args
             operands = [literal(value, "", refer) for value in given]  # type: ignore[union-attr]
-            text = size_expression(operator_name(target), operands, node.meta.get("val"))
-            assert text is not None, f"{node.target} passed the check"
-            self._assign(node, text, known, indent)
+            expression = size_expression(operator_name(target), operands, node.meta.get("val"))
+            assert expression is not None, f"{node.target} passed the check"
+            self._assign(node, expression, known, indent)
 
     def _arguments(self, node: fx.Node, refer: Callable[[fx.Node], str]) -> Iterator[str]:
         target: Any = node.target
@@ -167,7 +165,6 @@ class _Writer:
                 and type(value) is type(schema.defaults[name])
             ):
                 continue
-            written = value
             if (
                 is_mutating(target)
                 and name == schema.names[0]
@@ -177,7 +174,7 @@ class _Writer:
                 # The write goes to the buffer itself, not to the copy that reads see.
                 yield f"{name}=self.{self.attributes[str(value.target)]}"
                 continue
-            yield f"{name}={literal(written, kinds[name], refer)}"
+            yield f"{name}={literal(value, kinds[name], refer)}"
 
     def _condition(self, node: fx.Node, known: dict[fx.Node, str], indent: str) -> None:
         predicate, when_true, when_false, *rest = node.args
@@ -227,6 +224,14 @@ class _Names:
         self._next[base] = ordinal
         self._taken.add(name)
         return name
+
+
+def _writes(node: fx.Node, constant: fx.Node) -> bool:
+    """Tell whether all that `node` does with `constant` is to write to it."""
+    target: Any = node.target
+    return (
+        constant.op == "get_attr" and is_mutating(target) and node.args[0] is constant and constant not in node.args[1:]
+    )
 
 
 def _type_name(value: Any) -> str:
