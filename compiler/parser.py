@@ -72,7 +72,7 @@ def _parse(text: str, given: Mapping[str, torch.Tensor], samples: Mapping[str, A
             symbolic_config.patch(backed_size_oblivious=True),  # type: ignore[attr-defined]
             _quiet(),
         ):
-            builder.build(given)
+            builder.build(given, samples or {})
     except RecursionError as error:
         raise TextError("the text is nested too deeply", source=text, line=1, column=1) from error
     table.restore_bounds()

@@ -28,6 +28,7 @@ from burnish.compiler.parser import parse_with_samples
 from burnish.compiler.printer import print_program
 from burnish.compiler.program import Program
 from burnish.compiler.provenance import Origin, Provenance, provenance_of, set_provenance
+from burnish.compiler.text_types import memory_order
 
 __all__ = ["load_program", "save_program"]
 
@@ -117,7 +118,7 @@ def _storable(
                 same[name] = first[key]
                 continue
         if not plain.is_contiguous():
-            order = _memory_order(plain)
+            order = memory_order(plain)
             if order is not None:
                 orders[name], plain = order, plain.permute(order)
         # Two tensors in one storage would be refused, so the second gets a copy.
@@ -126,12 +127,6 @@ def _storable(
         )
         storages.add(address)
     return tensors, same, orders
-
-
-def _memory_order(tensor: torch.Tensor) -> list[int] | None:
-    """Return the dimensions in the order in which `tensor` lies densely in memory, or None if it does not."""
-    order = sorted(range(tensor.dim()), key=lambda index: (-tensor.stride()[index], index))
-    return order if tensor.permute(order).is_contiguous() else None
 
 
 def _assemble(metadata: dict[str, str], tensors: dict[str, torch.Tensor]) -> Program:

@@ -22,7 +22,7 @@ from burnish.compiler.expressions import is_unbacked
 from burnish.compiler.operators import Operator, find_operator, is_mutating, operator_name, schema_of
 from burnish.compiler.printer import default_outputs
 from burnish.compiler.provenance import Origin, Provenance, set_provenance
-from burnish.compiler.syntax import Call, GraphText, Place, ProgramText, Return
+from burnish.compiler.syntax import Call, GraphText, Input, Place, ProgramText, Return
 from burnish.compiler.text_types import SymbolTable, TypeMismatchError
 from burnish.compiler.types_text import TensorType, format_type
 from burnish.compiler.values_text import Reference
@@ -50,17 +50,20 @@ class Builder:
         self.branches: dict[str, fx.Graph] = {}
         self.cache: dict[Any, Any] = {}
         self.constants: dict[str, Any] = {}
+        self.samples: Mapping[str, Any] = {}
         self._open: set[str] = set()
 
-    def build(self, given: Mapping[str, torch.Tensor]) -> None:
+    def build(self, given: Mapping[str, torch.Tensor], samples: Mapping[str, Any]) -> None:
         """Build all graphs, branches when a graph first refers to them.
 
         Args:
             given: values of constants; their devices and strides are taken over.
+            samples: inputs by name; the order of their dimensions in memory is taken over.
 
         Raises:
             TextError: with the place of the offence.
         """
+        self.samples = samples
         self.constants = {
             name: self._fake_constant(each.place, each.type, given.get(name))
             for name, each in self.text.constants.items()
@@ -113,7 +116,7 @@ class _GraphBuilder:
             self._claim(item.name, item.place)
             known = (self.known or {}).get(item.name)
             if known is None:
-                value = _guarded(item.place, "this type", lambda item=item: self.table.make(item.type))
+                value = _guarded(item.place, "this type", functools.partial(self._input, item))
             else:
                 value = self._checked(item.place, item.type, known, f"input %{item.name}")
             self._add("placeholder", item.name, item.name, (), {}, value, item.place)
@@ -123,6 +126,10 @@ class _GraphBuilder:
         assert self.text.result is not None
         self._return(self.text.result)
         return self.graph
+
+    def _input(self, item: Input) -> Any:
+        sample = None if self.known is None else self.owner.samples.get(item.name)
+        return self.table.make(item.type, sample if isinstance(sample, torch.Tensor) else None)
 
     def _claim(self, name: str, place: Place) -> None:
         if name in self.values:

@@ -22,7 +22,7 @@ from burnish.compiler.expressions import is_unbacked
 from burnish.compiler.lexer import Token
 from burnish.compiler.types_text import TensorType, TupleType, Type
 
-__all__ = ["SymbolTable", "TypeMismatchError"]
+__all__ = ["SymbolTable", "TypeMismatchError", "memory_order"]
 
 Size: TypeAlias = Any  # a sympy.Expr, or an int
 Bounds = tuple[int | None, int | None]
@@ -79,7 +79,12 @@ class SymbolTable:
         if isinstance(kind, TensorType):
             if like is not None and all(isinstance(size, int) for size in kind.shape):
                 return torch.empty_strided(like.shape, like.stride(), dtype=like.dtype, device=like.device)
-            return torch.empty([self._integer(size) for size in kind.shape], dtype=kind.dtype)
+            sizes = [self._integer(size) for size in kind.shape]
+            order = None if like is None or like.dim() != len(sizes) or like.is_contiguous() else memory_order(like)
+            if order is None:
+                return torch.empty(sizes, dtype=kind.dtype)
+            dense = torch.empty([sizes[index] for index in order], dtype=kind.dtype)
+            return dense.permute([order.index(index) for index in range(len(order))])
         if isinstance(kind, TupleType):
             return tuple(self.make(item) for item in kind.items)
         if kind.kind == "sym":
@@ -204,6 +209,12 @@ class SymbolTable:
         if len(waiting) == 1 and len(fresh) == 1:
             self._bind(waiting[0], fresh[0])
         return bool(self._resolved(want) == have)
+
+
+def memory_order(tensor: torch.Tensor) -> list[int] | None:
+    """Return the dimensions in the order in which `tensor` lies densely in memory, or None if it does not."""
+    order = sorted(range(tensor.dim()), key=lambda index: (-tensor.stride()[index], index))
+    return order if tensor.permute(order).is_contiguous() else None
 
 
 def _expression(size: int | torch.SymInt) -> Size:

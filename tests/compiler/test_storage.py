@@ -17,6 +17,7 @@ from text_models import NAMES, SMALL, captured, leaves
 
 from burnish.compiler import interpreter, storage
 from burnish.compiler.atomic import atomic_path
+from burnish.compiler.capture import capture
 from burnish.compiler.errors import FileFormatError
 from burnish.compiler.parser import parse_program
 from burnish.compiler.printer import print_program
@@ -62,6 +63,19 @@ def test_aliases_and_strides_survive(tmp_path: Path) -> None:
 def test_every_dtype_called_storable_is(dtype: torch.dtype, tmp_path: Path) -> None:
     save_file({"x": torch.zeros(3).to(dtype)}, tmp_path / "x")
     assert load_file(tmp_path / "x")["x"].dtype == dtype
+
+
+def test_a_program_that_needs_a_channels_last_input_loads(tmp_path: Path) -> None:
+    class Flatten(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x.permute(0, 2, 3, 1).view(x.shape[0], -1)
+
+    x = torch.randn(2, 3, 4, 4).to(memory_format=torch.channels_last)
+    program = capture(Flatten(), (x,))
+    save_program(program, tmp_path / "p")
+    again = load_program(tmp_path / "p")
+    assert print_program(again) == print_program(program)
+    assert again.samples["x"].stride() == x.stride()
 
 
 def test_what_cannot_be_stored_is_named(tmp_path: Path) -> None:

@@ -109,7 +109,7 @@ def test_arguments_round_trip(line: str) -> None:
         "B*S0",
         "B**2",
         "B + S0 - 2",
-        "2*S0 - B//3",
+        "2*S0 + B//3",
         "-B + 9",
     ],
 )
