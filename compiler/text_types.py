@@ -214,7 +214,13 @@ class SymbolTable:
 def memory_order(tensor: torch.Tensor) -> list[int] | None:
     """Return the dimensions in the order in which `tensor` lies densely in memory, or None if it does not."""
     order = sorted(range(tensor.dim()), key=lambda index: (-tensor.stride()[index], index))
-    return order if tensor.permute(order).is_contiguous() else None
+    # By arithmetic, since a fake mode, where it is active, refuses operators on a real tensor.
+    expected = 1
+    for index in reversed(order):
+        if tensor.shape[index] != 1 and tensor.stride()[index] != expected:
+            return None
+        expected *= tensor.shape[index]
+    return order
 
 
 def _expression(size: int | torch.SymInt) -> Size:
