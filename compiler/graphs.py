@@ -64,6 +64,7 @@ class NameTable:
 
     def __init__(self, graph: fx.Graph) -> None:
         self._taken = {name_of(node) for node in graph.nodes}
+        self._tried: dict[str, int] = {}
 
     def __contains__(self, name: str) -> bool:
         return name in self._taken
@@ -72,10 +73,13 @@ class NameTable:
         """Return `wanted`, or `wanted_1`, `wanted_2`, ... when it is taken, and take it."""
         base = _ILLEGAL.sub("_", wanted).strip(".") or "value"
         base = base if not base[0].isdigit() else f"_{base}"
-        name, ordinal = base, 0
+        # Names are never given back: what was taken at the last call for this one still is.
+        ordinal = self._tried.get(base, 0)
+        name = f"{base}_{ordinal}" if ordinal else base
         while name in self._taken:
             ordinal += 1
             name = f"{base}_{ordinal}"
+        self._tried[base] = ordinal
         self._taken.add(name)
         return name
 
