@@ -11,19 +11,22 @@ control flow (use `torch.cond`).
 from __future__ import annotations
 
 import contextlib
+import copy
 import inspect
 import logging
-import sys
 import warnings
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
 import torch.fx.experimental._config as symbolic_config
-from torch.export import Dim, ExportedProgram
+from torch.export import ExportedProgram
 
+from burnish.compiler.containers import register_containers, register_known_containers
+from burnish.compiler.dynamic_shapes import export_widest
 from burnish.compiler.errors import CaptureError, InputError
 from burnish.compiler.from_export import program_from_export
+from burnish.compiler.model_state import evaluation_mode, untouched
 from burnish.compiler.program import Program
 
 __all__ = ["as_arguments", "capture", "evaluation_mode"]
@@ -56,9 +59,13 @@ def capture(
     args, kwargs = as_arguments(inputs)
     if not any(isinstance(leaf, torch.Tensor) for leaf in torch.utils._pytree.tree_leaves((args, kwargs))):
         raise InputError("the example inputs hold no tensor: pass a tuple of tensors or a dict of them by name")
-    _register_container_types()
-    with evaluation_mode(model), torch.no_grad(), _quiet():
-        exported, notes = _export(model, args, kwargs, dynamic_shapes)
+    register_known_containers()
+    register_containers((args, kwargs))
+    with evaluation_mode(model), untouched(model), torch.no_grad(), _quiet():
+        if dynamic_shapes is not None:
+            exported, notes = _export(model, args, kwargs, dynamic_shapes), ()
+        else:
+            exported, notes = export_widest(lambda shapes: _export(model, args, kwargs, shapes), model, args, kwargs)
         return program_from_export(exported, notes=notes, samples=(args, kwargs), parameters=_parameters(model))
 
 
@@ -73,74 +80,30 @@ def as_arguments(inputs: Inputs) -> tuple[tuple[Any, ...], dict[str, Any]]:
     raise InputError(f"inputs must be a tuple or a dict, not {type(inputs).__name__}")
 
 
-@contextlib.contextmanager
-def evaluation_mode(model: torch.nn.Module) -> Iterator[None]:
-    """Put every submodule into evaluation mode, and each back into its own mode afterwards."""
-    modes = [(module, module.training) for module in model.modules()]
-    try:
-        model.eval()
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training
-
-
 def _export(
     model: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], dynamic_shapes: Any
-) -> tuple[ExportedProgram, tuple[str, ...]]:
-    """Export with the widest dynamic shapes that work; return the notes that the narrowing earned."""
-    if dynamic_shapes is not None:
-        return _export_or_trace(model, args, kwargs, dynamic_shapes), ()
-    automatic = torch.utils._pytree.tree_map(
-        lambda leaf: {0: Dim.AUTO} if isinstance(leaf, torch.Tensor) and leaf.dim() else None, (args, kwargs)
-    )
-    shapes = _by_parameter(model, args, automatic)
-    try:
-        return _export_or_trace(model, args, kwargs, shapes), ()
-    except CaptureError as dynamic_error:
-        try:
-            exported = _export_or_trace(model, args, kwargs, None)
-        except CaptureError:
-            raise dynamic_error from dynamic_error.__cause__
-        reason = str(dynamic_error.__cause__ or dynamic_error).strip().split("\n")[0]
-        return exported, (f"no dimension could be made dynamic, sizes are those of the example inputs: {reason}",)
-
-
-def _by_parameter(model: torch.nn.Module, args: tuple[Any, ...], automatic: tuple[Any, Any]) -> Any:
-    # torch.export wants one dict by parameter name, var-positional parameters as one tuple under theirs.
-    positional, keyword = automatic
-    shapes: dict[str, Any] = {}
-    rest = list(positional)
-    for parameter in inspect.signature(model.forward).parameters.values():
-        if not rest:
-            break
-        if parameter.kind is parameter.VAR_POSITIONAL:
-            shapes[parameter.name], rest = tuple(rest), []
-        else:
-            shapes[parameter.name] = rest.pop(0)
-    names = inspect.signature(model.forward).parameters
-    catch_all = next((each.name for each in names.values() if each.kind is each.VAR_KEYWORD), None)
-    unknown = {name: value for name, value in keyword.items() if name not in names}
-    shapes.update({name: value for name, value in keyword.items() if name in names})
-    if catch_all is not None and unknown:
-        shapes[catch_all] = unknown
-    return shapes
-
-
-def _export_or_trace(
-    model: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], dynamic_shapes: Any
 ) -> ExportedProgram:
+    """Export `model`; where torch.export refuses, export what symbolic tracing makes of it."""
     with symbolic_config.patch(backed_size_oblivious=True):
         try:
-            return torch.export.export(model, args, kwargs, dynamic_shapes=dynamic_shapes, strict=False)
+            try:
+                return torch.export.export(model, args, kwargs, dynamic_shapes=dynamic_shapes, strict=False)
+            except RuntimeError as error:
+                if "not a known type" not in str(error) or not _register_results(model, args, kwargs):
+                    raise
+                return torch.export.export(model, args, kwargs, dynamic_shapes=dynamic_shapes, strict=False)
         except Exception as export_error:
-            if isinstance(export_error, InputError):
-                raise
             try:
                 traced = torch.fx.symbolic_trace(model)
                 return torch.export.export(traced, args, kwargs, dynamic_shapes=dynamic_shapes, strict=False)
             except Exception as trace_error:
                 raise CaptureError(_explain(model, export_error, trace_error)) from export_error
+
+
+def _register_results(model: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    """Run the model once, on copies, to see which classes it returns."""
+    buffers = {name: value.clone() for name, value in model.named_buffers()}
+    return register_containers(torch.func.functional_call(model, buffers, *copy.deepcopy((args, kwargs))))
 
 
 def _explain(model: torch.nn.Module, export_error: Exception, trace_error: Exception) -> str:
@@ -180,15 +143,6 @@ def _first_line(error: Exception) -> str:
 def _parameters(model: torch.nn.Module) -> tuple[str, ...]:
     kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
     return tuple(each.name for each in inspect.signature(model.forward).parameters.values() if each.kind in kinds)
-
-
-def _register_container_types() -> None:
-    """Make the caches that transformers returns known to pytree, when transformers is in use at all."""
-    if "transformers" in sys.modules:
-        with contextlib.suppress(ImportError, AttributeError, ValueError):
-            from transformers.integrations.executorch import register_dynamic_cache_export_support
-
-            register_dynamic_cache_export_support()
 
 
 @contextlib.contextmanager

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
+import torch.utils._pytree as pytree
 from torch import fx
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.export import ExportedProgram
@@ -13,15 +14,15 @@ from torch.export.graph_signature import ConstantArgument, InputKind, OutputKind
 
 from burnish.compiler import structure
 from burnish.compiler.errors import CaptureError
+from burnish.compiler.functional import IDENTITIES, functional
 from burnish.compiler.graphs import NameTable, calls
-from burnish.compiler.operators import argument, is_mutating, operator_name
+from burnish.compiler.operators import operator_name
 from burnish.compiler.program import Program, Signature
 from burnish.compiler.provenance import Origin, Provenance, from_export, set_provenance
 
 __all__ = ["program_from_export"]
 
 _aten = torch.ops.aten
-_WRAPPERS = ("wrap_with_set_grad_enabled", "wrap_with_autocast")
 
 
 def program_from_export(
@@ -38,19 +39,7 @@ def program_from_export(
         samples: example inputs as (args, kwargs); by default those that the ExportedProgram carries.
         parameters: names of the model's positional parameters.
     """
-    if _needs_functionalization(exported):
-        exported = exported.run_decompositions({})
-    return _Importer(exported).program(notes, samples or exported.example_inputs, parameters)
-
-
-def _needs_functionalization(exported: ExportedProgram) -> bool:
-    for node in calls(exported.graph):
-        target: Any = node.target
-        if is_mutating(target) or getattr(target, "__name__", "") in _WRAPPERS:
-            return True
-        if target is _aten.batch_norm.default and argument(node, "training"):
-            return True
-    return any(spec.kind is not OutputKind.USER_OUTPUT for spec in exported.graph_signature.output_specs)
+    return _Importer(functional(exported)).program(notes, samples or exported.example_inputs, parameters)
 
 
 class _Importer:
@@ -74,6 +63,8 @@ class _Importer:
         for node in self.exported.graph.nodes:
             if node.op == "get_attr":
                 self._attribute(node)
+            elif node.op == "call_function" and node.target in IDENTITIES:
+                self.done[node] = self.done[node.args[0]]
             elif node.op == "call_function":
                 self.done[node] = copied = self.graph.node_copy(node, self.done.__getitem__)
                 copied.meta = _clean_meta(node)
@@ -148,7 +139,7 @@ class _Importer:
             elif spec.kind is OutputKind.USER_INPUT_MUTATION:
                 self.notes.append(f"the model writes to its input {spec.target!r}: the compiled model does not")
         spec_tree = self.exported.call_spec.out_spec
-        names = iter(_output_names(spec_tree, len(values)))
+        names = iter(_output_names(spec_tree))
         leaves: list[structure.Leaf | structure.Literal] = []
         named: dict[str, fx.Node] = {}
         for value in values:
@@ -160,7 +151,7 @@ class _Importer:
                 leaves.append(structure.Literal(value))
         self.graph.output(named)
         set_provenance(self.graph.output_node(), Provenance((Origin(""),), "capture"))
-        return structure.structure_of(spec_tree.unflatten(list(range(len(values)))), iter(leaves))
+        return structure.structure_of(_filled(spec_tree), iter(leaves))
 
     def _update(self, target: str, value: fx.Node) -> None:
         # A tied or unused buffer may be known under another name, or not at all.
@@ -174,8 +165,7 @@ class _Importer:
 
     def _input_structure(self) -> structure.Structure:
         spec = self.exported.call_spec.in_spec
-        args, kwargs = spec.unflatten(list(range(spec.num_leaves)))
-        return structure.structure_of((args, kwargs), iter(self.inputs))
+        return structure.structure_of(_filled(spec), iter(self.inputs))
 
     def _fake_mode(self) -> FakeTensorMode:
         for node in self.exported.graph.nodes:
@@ -214,11 +204,14 @@ def _branch(graph: fx.Graph) -> fx.Graph:
     return copied
 
 
-def _output_names(spec: Any, count: int) -> Iterator[str]:
-    """Yield names made of the keys in the output's pytree: "output", "output_0", "logits", "states.0"."""
-    import torch.utils._pytree as pytree
+def _filled(spec: Any) -> Any:
+    # Tensors, as what counts as a part of a plain object is what holds one.
+    return spec.unflatten([torch.empty(0, device="meta")] * spec.num_leaves)
 
-    paths = [path for path, _ in pytree.tree_flatten_with_path(spec.unflatten(list(range(count))))[0]]
+
+def _output_names(spec: Any) -> Iterator[str]:
+    """Yield names made of the keys in the output's pytree: "output", "output_0", "logits", "states.0"."""
+    paths = [path for path, _ in pytree.tree_flatten_with_path(_filled(spec))[0]]
     taken: set[str] = set()
     for path in paths:
         parts = [str(getattr(key, "key", getattr(key, "name", getattr(key, "idx", "")))) for key in path]

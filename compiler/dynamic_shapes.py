@@ -1,0 +1,88 @@
+"""The widest dynamic shapes that a model allows: dimension 0 of every tensor input, and what narrows it.
+
+Cases not handled: dimensions other than 0, which are the caller's to name.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.utils._pytree as pytree
+from torch.export import Dim, ExportedProgram
+
+from burnish.compiler.errors import CaptureError
+
+__all__ = ["export_widest"]
+
+Export = Callable[[Any], ExportedProgram]
+# Each trial is an export.
+_MOST_TRIALS = 4
+
+
+def export_widest(
+    export: Export, model: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[ExportedProgram, tuple[str, ...]]:
+    """Call `export` with dynamic shapes, and with fewer of them where it refuses; return the notes that this earned.
+
+    Raises:
+        CaptureError: `export` refuses static shapes too.
+    """
+    try:
+        return export(_shapes(model, args, kwargs)), ()
+    except CaptureError as error:
+        dynamic_error = error
+    reason = str(dynamic_error.__cause__ or dynamic_error).strip().split("\n")[0]
+    try:
+        static = export(None)
+    except CaptureError:
+        raise dynamic_error from dynamic_error.__cause__
+    # It is the sizes, then. Often one input is to blame, and the others may stay dynamic.
+    candidates = [*range(len(args)), *kwargs]
+    for each in candidates if 1 < len(candidates) <= _MOST_TRIALS else ():
+        try:
+            exported = export(_shapes(model, args, kwargs, each))
+        except CaptureError:
+            continue
+        name = repr(each) if isinstance(each, str) else f"{each} (by position)"
+        return exported, (f"dimension 0 of input {name} could not be made dynamic: {reason}",)
+    return static, (f"no dimension could be made dynamic, sizes are those of the example inputs: {reason}",)
+
+
+def _shapes(
+    model: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], static: int | str | None = None
+) -> Any:
+    """Return what torch.export wants: a dict by parameter name, var-positional parameters as one tuple."""
+    parameters = inspect.signature(model.forward).parameters
+    shapes: dict[str, Any] = {}
+    rest = [_automatic(value, index == static) for index, value in enumerate(args)]
+    for parameter in parameters.values():
+        if not rest:
+            break
+        if parameter.kind is parameter.VAR_POSITIONAL:
+            shapes[parameter.name], rest = tuple(rest), []
+        else:
+            shapes[parameter.name] = rest.pop(0)
+    catch_all = next((each.name for each in parameters.values() if each.kind is each.VAR_KEYWORD), None)
+    named = {name: _automatic(value, name == static) for name, value in kwargs.items()}
+    shapes.update({name: value for name, value in named.items() if name in parameters})
+    unknown = {name: value for name, value in named.items() if name not in parameters}
+    if catch_all is not None and unknown:
+        shapes[catch_all] = unknown
+    return shapes
+
+
+def _automatic(value: Any, static: bool) -> Any:
+    if isinstance(value, torch.Tensor):
+        return {0: Dim.AUTO} if value.dim() and not static else None
+    if type(value) is dict:
+        return {key: _automatic(part, static) for key, part in value.items()}
+    kind = pytree._get_node_type(value)
+    if kind not in pytree.SUPPORTED_NODES:
+        return None
+    # A registered class is described by the list of its parts.
+    parts, _ = pytree.SUPPORTED_NODES[kind].flatten_fn(value)
+    made = [_automatic(part, static) for part in parts]
+    return tuple(made) if type(value) is tuple else made

@@ -1,0 +1,71 @@
+"""Make an ExportedProgram functional: no operator writes in place, and contexts (no_grad, autocast) are inlined.
+
+Cases not handled: none known; what torch cannot make functional is refused with its own reason.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from torch import fx
+from torch.export import ExportedProgram
+from torch.export.graph_signature import OutputKind
+
+from burnish.compiler.errors import CaptureError
+from burnish.compiler.graphs import calls
+from burnish.compiler.operators import argument, is_mutating
+
+__all__ = ["IDENTITIES", "functional"]
+
+_aten = torch.ops.aten
+_WRAPPERS = ("wrap_with_set_grad_enabled", "wrap_with_autocast")
+# What only autograd and the tracer care about: in a functional graph they return their argument.
+IDENTITIES = frozenset(
+    {_aten.detach.default, _aten.detach_.default, _aten.lift_fresh_copy.default, _aten.alias.default}
+)
+
+
+def functional(exported: ExportedProgram) -> ExportedProgram:
+    """Return `exported`, or where it has work to do an equal one without mutation; the argument stays as it is.
+
+    Raises:
+        CaptureError: torch cannot make the graph functional.
+    """
+    if not _needs_work(exported):
+        return exported
+    try:
+        return _without_lifts(exported).run_decompositions({})
+    except Exception as error:
+        raise CaptureError(f"the model writes in place in a way that cannot be made functional: {error}") from error
+
+
+def _needs_work(exported: ExportedProgram) -> bool:
+    for module in exported.graph_module.modules():
+        for node in calls(module.graph) if isinstance(module, fx.GraphModule) else ():
+            target: Any = node.target
+            if is_mutating(target) and target not in IDENTITIES:
+                return True
+            if getattr(target, "__name__", "") in _WRAPPERS:
+                return True
+            if target is _aten.batch_norm.default and argument(node, "training"):
+                return True
+    return any(spec.kind is not OutputKind.USER_OUTPUT for spec in exported.graph_signature.output_specs)
+
+
+def _without_lifts(exported: ExportedProgram) -> ExportedProgram:
+    """Replace the copies that `torch.tensor(...)` in forward leaves: torch loses such a constant on its way."""
+    nodes = list(calls(exported.graph))
+    if not any(node.target in (_aten.lift_fresh_copy.default, _aten.detach_.default) for node in nodes):
+        return exported
+    module = copy.copy(exported.graph_module)
+    module.graph = copy.deepcopy(exported.graph)
+    for node in list(calls(module.graph)):
+        if node.target is _aten.detach_.default:
+            node.replace_all_uses_with(node.args[0])  # type: ignore[arg-type]
+            module.graph.erase_node(node)
+        elif node.target is _aten.lift_fresh_copy.default:
+            node.target = _aten.clone.default
+    module.recompile()
+    return exported._update(module, exported.graph_signature)
