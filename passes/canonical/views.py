@@ -3,7 +3,8 @@
 - `view`, `_unsafe_view`, `flatten`, `unflatten`, `view_as`, `reshape_as` become `reshape`. Where one dimension alone is
   dynamic its entry is -1 and the others are numbers, so that no size has to be computed.
 - `t`, `transpose`, `swapaxes`, `movedim`, `numpy_T`, `mT` become `permute` with dimensions counted from 0.
-- `squeeze`, `unsqueeze`, `expand` and `slice` stay, unless they change nothing.
+- `squeeze`, `unsqueeze`, `expand` and `slice` stay, unless they change nothing. A computed size in an `expand` that is
+  the dimension's own is -1.
 
 Not handled: `flatten` and the like of a tensor of which two or more dimensions stay dynamic in the result keep their
 form; a chain of views that comes back to its start is recognized over `reshape`, `squeeze` and `unsqueeze` alone.
@@ -148,6 +149,23 @@ def _squeezes_dynamic(node: fx.Node) -> bool:
     )
 
 
+@rule("aten.expand")
+def expand_form(node: fx.Node, rewriter: Rewriter) -> None:
+    """A size that an expansion computes, and that is the dimension's own, is -1: it stays as it is."""
+    found, source, shape = arguments(node), shape_of(node.args[0]), shape_of(node)
+    if source is None or shape is None:
+        return
+    size, new = list(found["size"]), len(shape) - len(source)
+    wanted = [
+        -1
+        if isinstance(each, fx.Node) and index >= new and same_shape(source[index - new : index - new + 1], (own,))
+        else each
+        for index, (each, own) in enumerate(zip(size, shape, strict=True))
+    ]
+    if wanted != size:
+        rewriter.replace(node, "aten.expand", (found["self"], wanted), {}, same_type=True)
+
+
 def _plain(shape: Sequence[int | torch.SymInt]) -> list[int] | None:
     """Return `shape` as numbers with at most one -1; None where that does not say it."""
     sizes = [size if isinstance(size, int) else -1 for size in shape]
@@ -187,4 +205,4 @@ def _moved(rank: int, source: Any, destination: Any) -> list[int]:
     return [by_target[place] if place in by_target else next(rest) for place in range(rank)]
 
 
-RULES = (drop_regrouping, reshape_form, reshape_of_view, permute_form, drop_whole)
+RULES = (drop_regrouping, reshape_form, reshape_of_view, permute_form, drop_whole, expand_form)
