@@ -21,7 +21,17 @@ from torch._ops import HigherOrderOperator, OpOverload
 
 from burnish.compiler.errors import BurnishError
 
-__all__ = ["Operator", "Schema", "argument", "arguments", "find_operator", "is_mutating", "is_random", "operator_name", "schema_of"]
+__all__ = [
+    "Operator",
+    "Schema",
+    "argument",
+    "arguments",
+    "find_operator",
+    "is_mutating",
+    "is_random",
+    "operator_name",
+    "schema_of",
+]
 
 Operator = Callable[..., Any]
 

@@ -20,6 +20,7 @@ from torch.utils._sympy.value_ranges import ValueRanges
 
 from burnish.compiler.expressions import is_unbacked
 from burnish.compiler.lexer import Token
+from burnish.compiler.sizes import expression, same_size
 from burnish.compiler.types_text import TensorType, TupleType, Type
 
 __all__ = ["SymbolTable", "TypeMismatchError", "memory_order"]
@@ -100,8 +101,8 @@ class SymbolTable:
             return type(value)(self.intern(item) for item in value)
         if not isinstance(value, torch.Tensor):
             return value
-        sizes = tuple([_expression(size) for size in value.shape])
-        strides = tuple([_expression(size) for size in value.stride()])
+        sizes = tuple([expression(size) for size in value.shape])
+        strides = tuple([expression(size) for size in value.stride()])
         return self._interned.setdefault((value.dtype, value.device, value.layout, sizes, strides), value)
 
     def reconcile(self, kind: Type, value: Any) -> Any:
@@ -194,13 +195,13 @@ class SymbolTable:
 
     def _agree(self, written: Size, size: int | torch.SymInt) -> bool:
         """Tell whether the sizes are the same expression; False when the text is to be believed."""
-        have = _expression(size)
+        have = expression(size)
         want = self._resolved(written)
         if want == have:
             return True
         new: set[Any] = set() if isinstance(have, int) else {each for each in have.free_symbols if is_unbacked(each)}
         if not new or isinstance(have, int):
-            if isinstance(want, int) or isinstance(have, int) or sympy.expand(want - have) != 0:
+            if not same_size(want, have, self.environment):
                 raise TypeMismatchError
             return False
         waiting = [] if isinstance(want, int) else [each for each in want.free_symbols if each in self._stand_ins]
@@ -221,10 +222,3 @@ def memory_order(tensor: torch.Tensor) -> list[int] | None:
             return None
         expected *= tensor.shape[index]
     return order
-
-
-def _expression(size: int | torch.SymInt) -> Size:
-    if isinstance(size, int):
-        return size
-    value = size.node.expr
-    return int(value) if value.is_Integer else value

@@ -13,18 +13,20 @@ import itertools
 from collections.abc import Mapping
 from typing import Any
 
-import sympy
 import torch
 from torch import fx
+from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
 from burnish.compiler import interpreter
 from burnish.compiler.errors import VerificationError
+from burnish.compiler.expressions import is_unbacked
 from burnish.compiler.graphs import calls, name_of, output_of, placeholders
 from burnish.compiler.numerics import Exact, Numerics, Reassociates, drift
 from burnish.compiler.operators import is_mutating, operator_name
 from burnish.compiler.printer import symbol_names
 from burnish.compiler.program import Program
 from burnish.compiler.provenance import provenance_of
+from burnish.compiler.sizes import expression, same_size
 from burnish.compiler.structure import flatten
 from burnish.compiler.types_text import format_type
 from burnish.compiler.typing_rules import infer
@@ -155,7 +157,7 @@ def _check_types(program: Program, graph: fx.Graph, inferred: dict[Any, Any]) ->
         # Deep networks repeat themselves: equal operators on equal types are inferred once.
         kind = (node.target, _type_key(node.args), _type_key(node.kwargs))
         found = inferred[kind] = inferred[kind] if kind in inferred else infer(program, node)
-        if not _same_type(node.meta["val"], found):
+        if not _same_type(node.meta["val"], found, program.fake_mode.shape_env):
             raise VerificationError(
                 f"{name_of(node)} is recorded as {_describe(program, node.meta['val'])},"
                 f" but {operator_name(node.target)} gives {_describe(program, found)}",
@@ -190,7 +192,7 @@ def _type_key(value: Any) -> Any:
     if isinstance(value, fx.Node):
         return _type_key(value.meta.get("val", value))
     if isinstance(value, torch.Tensor):
-        sizes = tuple([_expression(size) for size in (*value.shape, *value.stride())])
+        sizes = tuple([expression(size) for size in (*value.shape, *value.stride())])
         return (torch.Tensor, value.dtype, value.device, sizes)
     if isinstance(value, (torch.SymInt, torch.SymFloat, torch.SymBool)):
         return (type(value), value.node.expr)
@@ -201,43 +203,35 @@ def _type_key(value: Any) -> Any:
     return repr(value) if isinstance(value, slice) else (type(value), value)
 
 
-def _same_type(recorded: Any, found: Any) -> bool:
+def _same_type(recorded: Any, found: Any, shape_env: ShapeEnv | None) -> bool:
     if isinstance(recorded, (tuple, list)) or isinstance(found, (tuple, list)):
         return (
             isinstance(recorded, (tuple, list))
             and isinstance(found, (tuple, list))
             and len(recorded) == len(found)
-            and all(itertools.starmap(_same_type, zip(recorded, found, strict=True)))
+            and all(_same_type(a, b, shape_env) for a, b in zip(recorded, found, strict=True))
         )
     if isinstance(recorded, torch.Tensor) and isinstance(found, torch.Tensor):
-        same_rank = recorded.dtype == found.dtype and recorded.dim() == found.dim()
-        return same_rank and all(itertools.starmap(_same_size, zip(recorded.shape, found.shape, strict=True)))
+        return (
+            recorded.dtype == found.dtype
+            and recorded.dim() == found.dim()
+            and all(_same_size(a, b, shape_env) for a, b in zip(recorded.shape, found.shape, strict=True))
+        )
     if isinstance(recorded, (bool, torch.SymBool)) or isinstance(found, (bool, torch.SymBool)):
         return isinstance(recorded, (bool, torch.SymBool)) and isinstance(found, (bool, torch.SymBool))
     if isinstance(recorded, (int, torch.SymInt)) and isinstance(found, (int, torch.SymInt)):
-        return _same_size(recorded, found)
+        return _same_size(recorded, found, shape_env)
     return isinstance(recorded, (float, torch.SymFloat)) == isinstance(found, (float, torch.SymFloat))
 
 
-def _same_size(recorded: Any, found: Any) -> bool:
-    if isinstance(recorded, int) and isinstance(found, int):
-        return recorded == found
-    a, b = _expression(recorded), _expression(found)
+def _same_size(recorded: Any, found: Any, shape_env: ShapeEnv | None) -> bool:
+    a, b = expression(recorded), expression(found)
     if a == b:
         return True
     # A data-dependent size is a fresh symbol each time that it is inferred.
-    if any(_is_unbacked(symbol) for each in (a, b) for symbol in getattr(each, "free_symbols", ())):
+    if any(is_unbacked(symbol) for each in (a, b) for symbol in getattr(each, "free_symbols", ())):
         return True
-    difference = (a - b).simplify() if hasattr(a - b, "simplify") else a - b
-    return bool(difference == 0)
-
-
-def _expression(size: Any) -> Any:
-    return size.node.expr if isinstance(size, torch.SymInt) else sympy.Integer(size)
-
-
-def _is_unbacked(symbol: Any) -> bool:
-    return str(symbol).startswith("u")
+    return same_size(a, b, shape_env)
 
 
 def _describe(program: Program, value: Any) -> str:
