@@ -170,3 +170,17 @@ def test_a_program_with_two_stages() -> None:
     for batch in BATCHES:
         x = torch.randn(batch, 3)
         torch.testing.assert_close(artifact(x), (x.relu() * 2).sin().cos() + batch)
+
+
+@pytest.mark.slow
+def test_a_graph_of_ten_thousand_nodes() -> None:
+    lines = ["# burnish 1", "constant @w: f32[8]", "graph main(%x: f32[B, 8]) {"]
+    for index in range(10_000):
+        operator, before = ("mul", "sub")[index % 2], f"l{index - 1}.y" if index else "x"
+        lines.append(f"  %l{index}.y = aten.{operator}.Tensor(%{before}, @w) : f32[B, 8]")
+    program = Program.parse("\n".join([*lines, "  return %l9999.y", "}", ""]))
+    program.constants["w"] = torch.linspace(0.9, 1.1, 8)
+    artifact = BACKEND.emit(program, {})
+    for batch in (2, 3):
+        x = torch.randn(batch, 8)
+        torch.testing.assert_close(artifact(x), program(x))
