@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import torch
+import torch.fx.experimental._config as symbolic_config
 from torch import fx
 from torch._dispatch.python import enable_python_dispatcher
 
@@ -33,7 +34,12 @@ def infer(program: Program, node: fx.Node) -> Any:
         with program.fake_mode, torch.no_grad(), enable_python_dispatcher():
             if shape_env is None:
                 return target(*args, **kwargs)
-            with shape_env.ignore_fresh_unbacked_symbols(), shape_env.suppress_guards():
+            # As at capture: a size is not taken to be 0 or 1, or below a bound, because the sample's is.
+            with (
+                symbolic_config.patch("backed_size_oblivious", True),
+                shape_env.ignore_fresh_unbacked_symbols(),
+                shape_env.suppress_guards(),
+            ):
                 return target(*args, **kwargs)
     except Exception as error:
         raise VerificationError(
