@@ -112,6 +112,10 @@ class Rewriter:
             return None
         return self.program.constants.get(str(value.target))
 
+    def is_updated(self, node: fx.Node) -> bool:
+        """Tell whether `node` stands for a buffer that a run updates."""
+        return node.op == "get_attr" and str(node.target) in self._mutable
+
     # -- changing -----------------------------------------------------------------------------------------------
 
     @contextlib.contextmanager

@@ -9,6 +9,7 @@ import torch
 from torch import fx
 
 from burnish.compiler.rewriter import Rewriter, rule
+from burnish.passes.canonical.aliases import drop
 from burnish.passes.canonical.types import same_shape, same_type, tensor_of
 
 __all__ = ["RULES"]
@@ -29,7 +30,7 @@ def drop_cast(node: fx.Node, rewriter: Rewriter) -> None:
     """A cast to the type that x has is x."""
     source = node.args[0]
     if isinstance(source, fx.Node) and same_type(node, source):
-        rewriter.replace(node, source)
+        drop(node, source, rewriter)
 
 
 @rule(*_CASTS)
@@ -60,7 +61,7 @@ def drop_round_trip(node: fx.Node, rewriter: Rewriter) -> None:
     if not same_shape(origin.shape, middle.shape) or not _widens(origin.dtype, middle.dtype):
         rewriter.skip(node, f"the cast to {middle.dtype} before it loses bits".replace("torch.", ""))
         return
-    rewriter.replace(node, source)
+    drop(node, source, rewriter)
 
 
 def _widens(narrow: torch.dtype, wide: torch.dtype) -> bool:

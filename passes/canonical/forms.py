@@ -15,6 +15,7 @@ from torch import fx
 
 from burnish.compiler.operators import argument, arguments
 from burnish.compiler.rewriter import Rewriter, rule
+from burnish.passes.canonical.aliases import drop
 from burnish.passes.canonical.types import is_number, same_type, tensor_of
 
 __all__ = ["RULES"]
@@ -74,7 +75,7 @@ def drop_pad(node: fx.Node, rewriter: Rewriter) -> None:
     """A pad by nothing is nothing."""
     source = node.args[0]
     if isinstance(source, fx.Node) and not any(argument(node, "pad")) and same_type(node, source):
-        rewriter.replace(node, source)
+        drop(node, source, rewriter)
 
 
 @rule("aten.chunk", "aten.split.Tensor", "aten.split.sizes")

@@ -1,6 +1,7 @@
 """Rules that drop operators which change nothing: dropout in evaluation, copies, casts to the same, arithmetic with 1.
 
-Not handled: adding 0 to floats stays, because it turns -0.0 into 0.0.
+Not handled: adding 0 to floats stays, because it turns -0.0 into 0.0; a copy of a buffer that the run
+updates stays too.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from torch import fx
 
 from burnish.compiler.operators import argument, arguments
 from burnish.compiler.rewriter import Rewriter, rule
+from burnish.passes.canonical.aliases import drop
 from burnish.passes.canonical.types import is_number, same_type, tensor_of
 
 __all__ = ["RULES"]
@@ -30,7 +32,7 @@ def drop_dropout(node: fx.Node, rewriter: Rewriter) -> None:
     if found["train"] and found["p"] != 0:
         rewriter.skip(node, "dropout is in training mode")
         return
-    rewriter.replace(node, found["input"])
+    drop(node, found["input"], rewriter)
 
 
 @rule(
@@ -45,21 +47,21 @@ def drop_dropout(node: fx.Node, rewriter: Rewriter) -> None:
     "aten.resolve_neg",
 )
 def drop_copy(node: fx.Node, rewriter: Rewriter) -> None:
-    """A copy is what it copies: values are never written, and memory formats are not part of the IR."""
+    """A copy is what it copies: memory formats are not part of the IR, and values are never written but for buffers."""
     if any(user.target in _READS_STRIDES for user in node.users):
         rewriter.skip(node, "a user reads its strides")
         return
     if not same_type(node, node.args[0]):
         rewriter.skip(node, "the copy has another type")
         return
-    rewriter.replace(node, _node(node.args[0]))
+    drop(node, node.args[0], rewriter)
 
 
 @rule("aten.mul.Tensor", "aten.mul.Scalar", "aten.div.Tensor", "aten.div.Scalar")
 def drop_one(node: fx.Node, rewriter: Rewriter) -> None:
     """X * 1 and x / 1 are x, where the type stays."""
     if is_number(argument(node, "other"), 1) and same_type(node, node.args[0]):
-        rewriter.replace(node, _node(node.args[0]))
+        drop(node, node.args[0], rewriter)
 
 
 @rule("aten.add.Tensor", "aten.add.Scalar")
@@ -71,7 +73,7 @@ def drop_added_zero(node: fx.Node, rewriter: Rewriter) -> None:
     if value is None or value.is_floating_point() or value.is_complex():
         rewriter.skip(node, "adding 0 turns -0.0 into 0.0")
         return
-    rewriter.replace(node, _node(node.args[0]))
+    drop(node, node.args[0], rewriter)
 
 
 @rule("aten.sub.Tensor", "aten.sub.Scalar")
@@ -79,14 +81,14 @@ def drop_subtracted_zero(node: fx.Node, rewriter: Rewriter) -> None:
     """X - 0 is x: -0.0 - 0 is -0.0."""
     found = arguments(node)
     if is_number(found["other"], 0) and is_number(found["alpha"], 1) and same_type(node, node.args[0]):
-        rewriter.replace(node, _node(node.args[0]))
+        drop(node, node.args[0], rewriter)
 
 
 @rule("aten.pow.Tensor_Scalar")
 def drop_first_power(node: fx.Node, rewriter: Rewriter) -> None:
     """X ** 1 is x."""
     if is_number(argument(node, "exponent"), 1) and same_type(node, node.args[0]):
-        rewriter.replace(node, _node(node.args[0]))
+        drop(node, node.args[0], rewriter)
 
 
 @rule("aten.neg", "aten.logical_not", "aten.bitwise_not")
@@ -98,7 +100,7 @@ def drop_double_negation(node: fx.Node, rewriter: Rewriter) -> None:
     if not same_type(node, inner.args[0]):
         rewriter.skip(node, "the double negation has another type")
         return
-    rewriter.replace(node, _node(inner.args[0]))
+    drop(node, inner.args[0], rewriter)
 
 
 @rule("aten.relu", "aten.relu6", "aten.abs")
@@ -114,12 +116,7 @@ def drop_single_cat(node: fx.Node, rewriter: Rewriter) -> None:
     """A concatenation of one tensor is that tensor."""
     tensors = node.args[0]
     if isinstance(tensors, (list, tuple)) and len(tensors) == 1 and same_type(node, tensors[0]):
-        rewriter.replace(node, _node(tensors[0]))
-
-
-def _node(value: object) -> fx.Node:
-    assert isinstance(value, fx.Node)
-    return value
+        drop(node, tensors[0], rewriter)
 
 
 RULES = (

@@ -21,6 +21,7 @@ from torch import fx
 
 from burnish.compiler.operators import arguments
 from burnish.compiler.rewriter import Rewriter, rule
+from burnish.passes.canonical.aliases import drop
 from burnish.passes.canonical.types import same_shape, shape_of, tensor_of
 
 __all__ = ["RULES"]
@@ -71,7 +72,7 @@ def drop_regrouping(node: fx.Node, rewriter: Rewriter) -> None:
         if not isinstance(source, fx.Node):
             return
         if same_shape(shape_of(source), shape):
-            rewriter.replace(node, source)
+            drop(node, source, rewriter)
             return
         if source.target not in _REGROUPS or _squeezes_dynamic(source):
             return
@@ -123,7 +124,7 @@ def permute_form(node: fx.Node, rewriter: Rewriter) -> None:
             dims, source = [inner[each] for each in dims], source.args[0]
     assert isinstance(source, fx.Node)
     if dims == list(range(len(dims))):
-        rewriter.replace(node, source)
+        drop(node, source, rewriter)
     elif (
         node.target is not _aten.permute.default or source is not node.args[0] or list(arguments(node)["dims"]) != dims
     ):
@@ -135,7 +136,7 @@ def drop_whole(node: fx.Node, rewriter: Rewriter) -> None:
     """An expansion to the shape that is there, and a slice that takes all, are nothing."""
     source = node.args[0]
     if isinstance(source, fx.Node) and same_shape(shape_of(source), shape_of(node)):
-        rewriter.replace(node, source)
+        drop(node, source, rewriter)
 
 
 def _squeezes_dynamic(node: fx.Node) -> bool:
