@@ -9,7 +9,7 @@ import torch
 from torch import fx
 from torch._ops import HigherOrderOperator, OpOverload
 
-from burnish.backends.onnx.decompose import Translations, translations
+from burnish.backends.onnx.decompose import Translations, missing, translations
 from burnish.backends.onnx.model import DTYPES
 from burnish.compiler.backend import Finding
 from burnish.compiler.graphs import name_of
@@ -28,13 +28,13 @@ def findings(program: Program, opset: int) -> Iterator[Finding]:
     known = translations(opset)
     for _, graph in program.all_graphs():
         for node in graph.nodes:
-            reason = _reason(node, known)
+            reason = _reason(node, known, program)
             if reason:
                 name = operator_name(node.target) if node.op == "call_function" else node.op
                 yield Finding(name_of(node), name, reason, module_of(node))
 
 
-def _reason(node: fx.Node, known: Translations) -> str:
+def _reason(node: fx.Node, known: Translations, program: Program) -> str:
     if node.op == "output":
         return ""
     value = node.meta.get("val")
@@ -45,16 +45,19 @@ def _reason(node: fx.Node, known: Translations) -> str:
                 return f"ONNX has no inputs, outputs or constants of type {each.dtype}"
         elif isinstance(each, torch.Tensor) and each.dtype not in DTYPES.values():
             return f"the element type {each.dtype} has no counterpart"
-    return _operator_reason(node.target, known) if node.op == "call_function" else ""
+    return _operator_reason(node, known, program) if node.op == "call_function" else ""
 
 
-def _operator_reason(target: Any, known: Translations) -> str:
+def _operator_reason(node: fx.Node, known: Translations, program: Program) -> str:
+    target: Any = node.target
     if isinstance(target, HigherOrderOperator):
         return (
             "" if target is torch.ops.higher_order.cond else "of the higher-order operators only cond can be expressed"
         )
     if isinstance(target, OpOverload) and is_mutating(target):
         return "" if target is torch.ops.aten.copy_.default else "it writes to its input"
-    if known.has(target) or known.decomposes(target):
+    unknown = missing(node, known, program.fake_mode)
+    if not unknown:
         return ""
-    return "it has neither a translation to ONNX nor a decomposition"
+    through = "" if unknown == [str(target)] else f" (it comes down to {', '.join(dict.fromkeys(unknown))})"
+    return f"it has neither a translation to ONNX nor a decomposition{through}"

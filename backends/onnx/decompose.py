@@ -9,6 +9,7 @@ one that cannot be traced by itself.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import operator
 from collections.abc import Callable
@@ -20,11 +21,12 @@ from torch._dispatch.python import enable_python_dispatcher
 from torch._ops import HigherOrderOperator, OpOverload
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
+from torch.export import ExportedProgram
 from torch.onnx._internal.exporter import _decomp, _registration
 
 from burnish.backends.onnx.quiet import quiet
 
-__all__ = ["Translations", "decompose", "translations"]
+__all__ = ["Translations", "decompose", "missing", "translations"]
 
 # Checks on shapes and values: the exporter drops them.
 _DROPPED = frozenset(
@@ -69,10 +71,10 @@ def translations(opset: int) -> Translations:
     return Translations(opset)
 
 
-def decompose(module: fx.GraphModule, opset: int, fake_mode: FakeTensorMode) -> bool:
+def decompose(exported: ExportedProgram, opset: int, fake_mode: FakeTensorMode) -> bool:
     """Decompose what must be, in place, in the graph and its branches; False when torch had better do all of it."""
     known = translations(opset)
-    for owner in [each for each in module.modules() if isinstance(each, fx.GraphModule)]:
+    for owner in [each for each in exported.graph_module.modules() if isinstance(each, fx.GraphModule)]:
         graph = owner.graph
         for node in list(graph.nodes):
             if node.op != "call_function" or isinstance(node.target, HigherOrderOperator) or known.has(node.target):
@@ -81,14 +83,38 @@ def decompose(module: fx.GraphModule, opset: int, fake_mode: FakeTensorMode) -> 
                 return False
         graph.eliminate_dead_code(lambda node: node.op in ("placeholder", "output"))
         owner.recompile()
+    # The signature goes by name, and an output may have a new producer.
+    for spec, node in zip(exported.graph_signature.output_specs, exported.graph.output_node().args[0], strict=True):  # type: ignore[arg-type]
+        spec.arg = dataclasses.replace(spec.arg, name=node.name)
     return True
 
 
+def missing(node: fx.Node, known: Translations, fake_mode: FakeTensorMode) -> list[str]:
+    """Return the operators without a translation that `node` comes down to; [] also where only torch can tell."""
+    if known.has(node.target):
+        return []
+    if not known.decomposes(node.target):
+        return [str(node.target)]
+    body = _expansion(node, known, fake_mode)
+    targets = [] if body is None else [each.target for each in body.nodes if each.op == "call_function"]
+    return [str(target) for target in targets if not known.has(target)]
+
+
 def _replace(node: fx.Node, known: Translations, fake_mode: FakeTensorMode) -> bool:
+    body = _expansion(node, known, fake_mode)
+    if body is None or any(
+        each.op == "get_attr" or (each.op == "call_function" and not known.has(each.target)) for each in body.nodes
+    ):
+        return False
+    _splice(node, body, node.all_input_nodes)
+    return True
+
+
+def _expansion(node: fx.Node, known: Translations, fake_mode: FakeTensorMode) -> fx.Graph | None:
     inputs = node.all_input_nodes
     values = [each.meta.get("val") for each in inputs]
     if any(value is None for value in values):
-        return False
+        return None
     target: Any = node.target
 
     def run(*given: Any) -> Any:
@@ -101,15 +127,10 @@ def _replace(node: fx.Node, known: Translations, fake_mode: FakeTensorMode) -> b
             traced = make_fx(pure, decomposition_table=known.table)(*values)
     except Exception:
         # Whatever goes wrong in a lone trace, the whole-model trace may get right, and its errors are known.
-        return False
+        return None
     traced.graph.eliminate_dead_code()
-    if any(
-        each.op == "get_attr" or (each.op == "call_function" and not known.has(each.target))
-        for each in traced.graph.nodes
-    ):
-        return False
-    _splice(node, traced.graph, inputs)
-    return True
+    graph: fx.Graph = traced.graph
+    return graph
 
 
 def _splice(node: fx.Node, body: fx.Graph, inputs: list[fx.Node]) -> None:

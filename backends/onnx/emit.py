@@ -65,15 +65,15 @@ def lower(program: Program, opset: int) -> Lowered:
     """
     exported = to_exported_program(program, state_as_inputs=True)
     with quiet():
-        if decompose(exported.graph_module, opset, program.fake_mode):
+        if decompose(exported, opset, program.fake_mode):
             # Nothing is left to decompose: spare the exporter its second trace of the whole model.
             vars(exported)["run_decompositions"] = lambda table=None: exported
         model = _translate(program, exported, opset)
         _label(model)
         if model.functions:
             common.InlinePass()(model)
-        outputs, state = _name_ends(model, program)
         _clean(model)
+    outputs, state = _name_ends(model, program)
     _name_all(model, program)
     return Lowered(model, outputs, state, _numbers(program))
 
@@ -170,8 +170,7 @@ def _share_constants(graph: ir.Graph) -> None:
     first: dict[Any, ir.Value] = {}
     for name, value in list(graph.initializers.items()):
         tensor = value.const_value
-        own = isinstance(getattr(tensor, "raw", None), torch.Tensor)
-        if tensor is None or own or tensor.size > _FOLD_LIMIT:
+        if tensor is None or _is_weight(value) or tensor.size > _FOLD_LIMIT:
             continue
         kept = first.setdefault((tensor.dtype, tuple(tensor.shape), tensor.tobytes()), value)
         if kept is not value and not value.is_graph_output():
@@ -179,16 +178,22 @@ def _share_constants(graph: ir.Graph) -> None:
             del graph.initializers[name]
 
 
+def _is_weight(value: ir.Value) -> bool:
+    """Tell whether an initializer is one of the Program's constants."""
+    return isinstance(getattr(value.const_value, "raw", None), torch.Tensor)
+
+
 def _name_all(model: ir.Model, program: Program) -> None:
     """Name nodes, values and dynamic sizes; a node that folding made takes its place from its neighbours."""
     symbols = {str(symbol): name for symbol, name in symbol_names(program).names.items()}
     table = NameTable(fx.Graph())
     fixed = {*model.graph.inputs, *model.graph.outputs}
-    for value in (*model.graph.inputs, *model.graph.outputs, *model.graph.initializers.values()):
-        if value in fixed or value.producer() is None:
-            table.unique(str(value.name))
-            value.metadata_props.clear()
-            _rename_sizes(value, symbols)
+    own = [value for value in model.graph.initializers.values() if _is_weight(value)]
+    for value in (*model.graph.inputs, *model.graph.outputs, *own):
+        # Inputs and outputs come first and are unique: they keep their names.
+        value.name = table.unique(str(value.name))
+        value.metadata_props.clear()
+        _rename_sizes(value, symbols)
     nodes = list(model.graph.all_nodes())
     for node in nodes:
         if NODE not in node.metadata_props:
@@ -203,6 +208,11 @@ def _name_all(model: ir.Model, program: Program) -> None:
             _rename_sizes(value, symbols)
             if value not in fixed:
                 value.name = node.name if len(node.outputs) == 1 else f"{node.name}.{index}"
+        for index, read in enumerate(node.inputs):
+            # A small constant that the translation made goes by its first reader.
+            if read is not None and read.is_initializer() and read not in fixed and not _is_weight(read):
+                read.name = table.unique(f"{node.name}.input_{index}")
+                fixed.add(read)
         for graph in _subgraphs(node):
             for value in (*graph.inputs, *graph.initializers.values()):
                 value.name = table.unique(str(value.name))

@@ -191,5 +191,8 @@ def model_of(lowered: Lowered, binding: Binding, constants: Mapping[str, torch.T
     graph = ir.to_proto(lowered.model)
     graph.producer_name, graph.producer_version = "burnish", ""
     convention = Convention(binding, lowered.outputs, lowered.state, lowered.numbers)
-    initial = {name: constants[name].detach().cpu().contiguous() for name in lowered.state}
+    # A copy: the model, which shares its buffers, may go on updating them.
+    initial = {
+        name: constants[name].detach().cpu().clone(memory_format=torch.contiguous_format) for name in lowered.state
+    }
     return Model(graph, weights, convention, initial)
