@@ -20,8 +20,8 @@ from torch import fx
 from torch._dispatch.python import enable_python_dispatcher
 from torch._ops import HigherOrderOperator, OpOverload
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.fx.experimental.proxy_tensor import make_fx
 from torch.export import ExportedProgram
+from torch.fx.experimental.proxy_tensor import make_fx
 from torch.onnx._internal.exporter import _decomp, _registration
 
 from burnish.backends.onnx.quiet import quiet
@@ -84,7 +84,7 @@ def decompose(exported: ExportedProgram, opset: int, fake_mode: FakeTensorMode) 
         graph.eliminate_dead_code(lambda node: node.op in ("placeholder", "output"))
         owner.recompile()
     # The signature goes by name, and an output may have a new producer.
-    for spec, node in zip(exported.graph_signature.output_specs, exported.graph.output_node().args[0], strict=True):  # type: ignore[arg-type]
+    for spec, node in zip(exported.graph_signature.output_specs, exported.graph.output_node().args[0], strict=True):
         spec.arg = dataclasses.replace(spec.arg, name=node.name)
     return True
 
