@@ -20,12 +20,14 @@ Observer = Callable[[fx.Node, Any], None]
 
 
 def run(
-    program: Program, inputs: Mapping[str, Any], observer: Observer | None = None
+    program: Program, inputs: Mapping[str, Any], observer: Observer | None = None, *, dense: bool = False
 ) -> tuple[Any, dict[str, torch.Tensor]]:
     """Run all stages on `inputs` by name.
 
     Args:
         observer: called with every operator node and its value.
+        dense: give every value contiguous strides. The IR has no strides, but which kernel PyTorch picks, and so the
+            last bit, depends on them: two Programs that mean the same are bit-equal only so.
 
     Returns:
         The outputs as the model's pytree, and the new values of the buffers that the model updates.
@@ -36,7 +38,7 @@ def run(
     with torch.no_grad():
         for graph in program.graphs.values():
             arguments = [values[str(node.target)] for node in placeholders(graph)]
-            values.update(run_graph(program, graph, arguments, state, mutable, observer))
+            values.update(run_graph(program, graph, arguments, state, mutable, observer, dense))
     return structure.unflatten(program.signature.outputs, values), state
 
 
@@ -47,6 +49,7 @@ def run_graph(
     state: dict[str, torch.Tensor],
     mutable: frozenset[str],
     observer: Observer | None = None,
+    dense: bool = False,
 ) -> Any:
     """Run one graph on positional arguments and return its outputs; updated buffers are put into `state`."""
     values: dict[fx.Node, Any] = {}
@@ -59,6 +62,8 @@ def run_graph(
             args = fx.node.map_arg(node.args, look_up)
             kwargs = fx.node.map_arg(node.kwargs, look_up)
             result = target(*args, **kwargs)
+            if dense:
+                result = _dense(result)
             values[node] = result
             if observer is not None:
                 observer(node, result)
@@ -73,6 +78,12 @@ def run_graph(
         for dead in last_use.get(node, ()):
             del values[dead]
     raise AssertionError("a graph ends with its output node")
+
+
+def _dense(value: Any) -> Any:
+    if isinstance(value, torch.Tensor) and value.layout is torch.strided:
+        return value.contiguous()
+    return type(value)(map(_dense, value)) if type(value) in (tuple, list) else value
 
 
 def _note_update(node: fx.Node, result: Any, state: dict[str, torch.Tensor], mutable: frozenset[str]) -> None:
