@@ -31,9 +31,11 @@ def export_widest(
         CaptureError: `export` refuses static shapes too.
     """
     try:
-        return export(_shapes(model, args, kwargs)), ()
+        exported = export(_shapes(model, args, kwargs))
     except CaptureError as error:
         dynamic_error = error
+    else:
+        return _with_one_batch(exported, export, model, args, kwargs)
     reason = str(dynamic_error.__cause__ or dynamic_error).strip().split("\n")[0]
     try:
         static = export(None)
@@ -51,13 +53,45 @@ def export_widest(
     return static, (f"no dimension could be made dynamic, sizes are those of the example inputs: {reason}",)
 
 
+def _with_one_batch(
+    exported: ExportedProgram, export: Export, model: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[ExportedProgram, tuple[str, ...]]:
+    """Export again with one batch size for all inputs, if sizes came out as ratios of the inputs' own batch sizes.
+
+    `k.view(batch_of_x, -1, heads, width)`, k made from y, gives `20*batch_of_y//batch_of_x`: nobody means that.
+    """
+    sizes = {
+        leaf.shape[0] for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor) and leaf.dim()
+    }
+    if len(sizes) > 1 or not _has_ratio(exported):
+        return exported, ()
+    try:
+        return export(_shapes(model, args, kwargs, dim=Dim("batch", min=1))), ("all inputs must have one batch size",)
+    except CaptureError:
+        return exported, ()
+
+
+def _has_ratio(exported: ExportedProgram) -> bool:
+    for node in exported.graph.nodes:
+        value = node.meta.get("val")
+        for size in value.shape if isinstance(value, torch.Tensor) else ():
+            expression = size.node.expr if isinstance(size, torch.SymInt) else None
+            if expression is not None and len(expression.free_symbols) > 1 and not expression.is_polynomial():
+                return True
+    return False
+
+
 def _shapes(
-    model: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], static: int | str | None = None
+    model: torch.nn.Module,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    static: int | str | None = None,
+    dim: Any = Dim.AUTO,
 ) -> Any:
     """Return what torch.export wants: a dict by parameter name, var-positional parameters as one tuple."""
     parameters = inspect.signature(model.forward).parameters
     shapes: dict[str, Any] = {}
-    rest = [_automatic(value, index == static) for index, value in enumerate(args)]
+    rest = [_automatic(value, None if index == static else dim) for index, value in enumerate(args)]
     for parameter in parameters.values():
         if not rest:
             break
@@ -66,7 +100,7 @@ def _shapes(
         else:
             shapes[parameter.name] = rest.pop(0)
     catch_all = next((each.name for each in parameters.values() if each.kind is each.VAR_KEYWORD), None)
-    named = {name: _automatic(value, name == static) for name, value in kwargs.items()}
+    named = {name: _automatic(value, None if name == static else dim) for name, value in kwargs.items()}
     shapes.update({name: value for name, value in named.items() if name in parameters})
     unknown = {name: value for name, value in named.items() if name not in parameters}
     if catch_all is not None and unknown:
@@ -74,15 +108,15 @@ def _shapes(
     return shapes
 
 
-def _automatic(value: Any, static: bool) -> Any:
+def _automatic(value: Any, dim: Any) -> Any:
     if isinstance(value, torch.Tensor):
-        return {0: Dim.AUTO} if value.dim() and not static else None
+        return {0: dim} if value.dim() and dim is not None else None
     if type(value) is dict:
-        return {key: _automatic(part, static) for key, part in value.items()}
+        return {key: _automatic(part, dim) for key, part in value.items()}
     kind = pytree._get_node_type(value)
     if kind not in pytree.SUPPORTED_NODES:
         return None
     # A registered class is described by the list of its parts.
     parts, _ = pytree.SUPPORTED_NODES[kind].flatten_fn(value)
-    made = [_automatic(part, static) for part in parts]
+    made = [_automatic(part, dim) for part in parts]
     return tuple(made) if type(value) is tuple else made

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 import torch.utils._pytree as pytree
 from torch import fx
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.export import ExportedProgram
 from torch.export.graph_signature import ConstantArgument, InputKind, OutputKind
 
@@ -19,6 +19,7 @@ from burnish.compiler.graphs import NameTable, calls
 from burnish.compiler.operators import operator_name
 from burnish.compiler.program import Program, Signature
 from burnish.compiler.provenance import Origin, Provenance, from_export, set_provenance
+from burnish.compiler.sizes import static_size
 
 __all__ = ["program_from_export"]
 
@@ -88,7 +89,7 @@ class _Importer:
                 self.inputs.append(structure.Literal(spec.arg.value))
                 return
             copied = self.graph.placeholder(node.name)
-            copied.meta = {"val": node.meta.get("val"), "name": node.name}
+            copied.meta = {"val": _settled(node.meta.get("val")), "name": node.name}
             set_provenance(copied, Provenance((Origin(""),), "capture"))
             self.inputs.append(structure.Leaf(node.name))
             self.done[node] = copied
@@ -170,7 +171,7 @@ class _Importer:
     def _fake_mode(self) -> FakeTensorMode:
         for node in self.exported.graph.nodes:
             value = node.meta.get("val")
-            if isinstance(value, torch._subclasses.FakeTensor):
+            if isinstance(value, FakeTensor):
                 mode: FakeTensorMode = value.fake_mode
                 return mode
         raise CaptureError("the model has no tensor at all: there is nothing to compile")
@@ -187,7 +188,28 @@ class _Importer:
 
 
 def _clean_meta(node: fx.Node) -> dict[str, Any]:
-    return {"val": node.meta.get("val"), "provenance": from_export(node)}
+    return {"val": _settled(node.meta.get("val")), "provenance": from_export(node)}
+
+
+def _settled(value: Any) -> Any:
+    """Return a type with every symbolic size that export found to be a fixed number as that number."""
+    if isinstance(value, (tuple, list)):
+        return type(value)(_settled(each) for each in value)
+    if isinstance(value, torch.SymInt):
+        return _settled_size(value)
+    if not isinstance(value, FakeTensor) or value.layout is not torch.strided:
+        return value
+    sizes = [_settled_size(size) for size in value.shape]
+    if all(a is b for a, b in zip(sizes, value.shape, strict=True)):
+        return value
+    strides = [_settled_size(stride) for stride in value.stride()]
+    with value.fake_mode:
+        return torch.empty_strided(sizes, strides, dtype=value.dtype, device=value.device)
+
+
+def _settled_size(size: Any) -> Any:
+    known = size.node.maybe_as_int() if isinstance(size, torch.SymInt) else None
+    return size if known is None else known
 
 
 def _branch(graph: fx.Graph) -> fx.Graph:
@@ -252,5 +274,6 @@ def static_dimension_notes(program: Program) -> Iterator[str]:
     for graph in program.graphs.values():
         for node in graph.find_nodes(op="placeholder"):
             value = node.meta.get("val")
-            if isinstance(value, torch.Tensor) and value.dim() and isinstance(value.shape[0], int):
-                yield f"input {node.target!r}: dimension 0 is fixed at {value.shape[0]}, the model depends on it"
+            size = static_size(value.shape[0]) if isinstance(value, torch.Tensor) and value.dim() else None
+            if size is not None:
+                yield f"input {node.target!r}: dimension 0 is fixed at {size}, the model depends on it"

@@ -34,7 +34,7 @@ def entries() -> list[Entry]:
         Entry(
             "nystromformer",
             family,
-            tiny("nystromformer", **SMALL, num_landmarks=4, segment_means_seq_len=12),
+            tiny("nystromformer", **SMALL, num_landmarks=12, segment_means_seq_len=12),
             lambda batch: {"input_ids": torch.randint(3, 99, (batch, 12))},
         ),
         text("roformer", family, embedding_size=32),
