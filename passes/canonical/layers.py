@@ -154,7 +154,7 @@ def _transposed(value: Any) -> fx.Node | None:
 
 def _take_first(node: fx.Node, rewriter: Rewriter, what: str, form: str, args: tuple[Argument, ...]) -> None:
     users = list(node.users)
-    results = {user.args[1] if user.target is operator.getitem else None for user in users}
+    results: set[Any] = {user.args[1] if user.target is operator.getitem else None for user in users}
     if results != {0}:
         used = sorted(each for each in results if each is not None and each != 0)
         rewriter.skip(node, f"result {used[0]} of the {what} is used" if used else f"no result of the {what} is used")

@@ -184,7 +184,7 @@ def test_canonical_program_accepts_every_batch_size() -> None:
 
 
 def test_a_layout_that_a_dropped_copy_changed_is_no_difference() -> None:
-    # At batch 1 the second view of what is not contiguous is no copy, and the product of such a matrix rounds otherwise.
+    # At batch 1 the second view of what is not contiguous is no copy, and a product of such a matrix rounds otherwise.
     class Net(nn.Module):
         def __init__(self) -> None:
             super().__init__()
