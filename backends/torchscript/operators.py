@@ -15,7 +15,7 @@ from torch._ops import HigherOrderOperator, OpOverload
 
 from burnish.compiler.operators import operator_name
 
-__all__ = ["CONDITION", "SIZE_OPERATORS", "refusal", "size_expression"]
+__all__ = ["CONDITION", "METHODS", "SIZE_OPERATORS", "refusal", "size_expression"]
 
 CONDITION = torch.ops.higher_order.cond
 _NATIVE = ("aten",)
@@ -60,6 +60,24 @@ SIZE_OPERATORS: dict[Any, str] = {
     torch.ops.aten.sym_storage_offset.default: "{}.storage_offset()",
 }
 
+# Operators of other libraries that libtorch computes with a few of its own: name of a method, and its source.
+METHODS: dict[str, tuple[str, str]] = {
+    # transformers: the rows of `input` up to offs[i] times weight[i], one matrix per expert.
+    "transformers::grouped_mm_fallback": (
+        "grouped_mm",
+        """\
+def grouped_mm(self, input: Tensor, weight: Tensor, offs: Tensor):
+  result = torch.zeros([input.size(0), weight.size(2)], dtype=input.dtype, device=input.device)
+  start = 0
+  for index in range(weight.size(0)):
+    end = int(offs[index])
+    result[start:end] = torch.mm(input[start:end], weight[index])
+    start = end
+  return result
+""",
+    ),
+}
+
 
 def refusal(node: fx.Node) -> str | None:
     """Return why TorchScript cannot call the operator of `node`, or None when it can."""
@@ -70,6 +88,8 @@ def refusal(node: fx.Node) -> str | None:
         name = operator_name(target)
         known = name == "getitem" or size_expression(name, ["_"] * max(3, len(node.args)), node.meta.get("val"))
         return None if known else "TorchScript has no such operator on numbers"
+    if target._schema.name in METHODS:
+        return None
     if target.namespace not in _NATIVE:
         return (
             f"the operator is not part of libtorch: a file that calls it would need the library of {target.namespace!r}"

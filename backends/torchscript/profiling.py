@@ -39,7 +39,8 @@ def profile_calls(
     seconds: dict[int, float] = {}
     operators: dict[int, str] = {}
     for event in profiler.events() or ():
-        place = _PLACE.search(event.stack[0]) if event.stack else None
+        # The innermost frame may be a method that forward calls.
+        place = next(filter(None, map(_PLACE.search, event.stack or ())), None)
         if place is None:
             continue
         line = int(place.group(1))

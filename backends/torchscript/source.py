@@ -24,7 +24,7 @@ from torch import fx
 from torch._ops import OpOverload
 
 from burnish.backends.torchscript.literals import UnwritableError, literal
-from burnish.backends.torchscript.operators import CONDITION, SIZE_OPERATORS, size_expression
+from burnish.backends.torchscript.operators import CONDITION, METHODS, SIZE_OPERATORS, size_expression
 from burnish.compiler.errors import BackendError
 from burnish.compiler.graphs import name_of, output_of, placeholders
 from burnish.compiler.operators import is_mutating, operator_name, schema_of
@@ -49,7 +49,7 @@ class Source:
     """What `write_source` returns.
 
     Attributes:
-        text: the `def forward` statement.
+        text: the `def forward` statement, and the methods that it calls.
         attributes: name of the module attribute of every constant in use, by the constant's name.
         inputs: names of the Program's inputs, in the order of the parameters.
         outputs: names of the outputs, in the order in which they are returned.
@@ -78,7 +78,8 @@ class _Writer:
         self.mutable = program.mutable_constants()
         self.names = _Names(_RESERVED)
         self.attributes: dict[str, str] = {}
-        self.attribute_names = _Names(_RESERVED)
+        self.attribute_names = _Names(_RESERVED | {name for name, _ in METHODS.values()})
+        self.methods: dict[str, str] = {}
         self.lines: list[str] = []
         self.places: dict[int, tuple[str, str]] = {}
 
@@ -99,7 +100,8 @@ class _Writer:
         outputs = self.program.signature.output_names
         result = ", ".join(values[name] for name in outputs)
         self.lines.append(f"  return {result if len(outputs) == 1 else f'({result})' if outputs else 'None'}")
-        return Source("\n".join(self.lines) + "\n", self.attributes, inputs, outputs, self.places)
+        text = "\n".join([*self.lines, *self.methods.values(), ""])
+        return Source(text, self.attributes, inputs, outputs, self.places)
 
     def _body(self, graph: fx.Graph, known: dict[fx.Node, str], indent: str) -> Any:
         """Write the operators of `graph`, putting the expression of each into `known`; return its outputs."""
@@ -136,6 +138,10 @@ class _Writer:
         elif target in _READ_NUMBER:
             kind = _type_name(node.meta.get("val"))
             self._assign(node, f"{kind}({literal(node.args[0], '', refer)})", known, indent)
+        elif isinstance(target, OpOverload) and target._schema.name in METHODS:
+            name, definition = METHODS[target._schema.name]
+            self.methods[name] = definition
+            self._assign(node, f"self.{name}({', '.join(self._arguments(node, refer))})", known, indent)
         elif isinstance(target, OpOverload):
             text = f"torch.ops.{target.namespace}.{target._opname}({', '.join(self._arguments(node, refer))})"
             if target._schema.returns:

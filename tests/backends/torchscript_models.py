@@ -183,6 +183,22 @@ def t5() -> tuple[nn.Module, Inputs]:
     return transformers.T5ForConditionalGeneration(config).eval(), inputs
 
 
+def mixtral() -> tuple[nn.Module, Inputs]:
+    """A tiny Mixtral: a mixture of experts, whose sizes depend on data."""
+    transformers = _transformers()
+    config = transformers.MixtralConfig(
+        vocab_size=50,
+        hidden_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        intermediate_size=24,
+        num_local_experts=3,
+        use_cache=False,
+    )
+    return transformers.MixtralForCausalLM(config).eval(), _tokens(mask=False)
+
+
 def _tokens(*, mask: bool) -> Inputs:
     def inputs(n: int) -> tuple[tuple[Any, ...], dict[str, Any]]:
         attention = torch.ones(n, 7, dtype=torch.int64)
@@ -221,4 +237,9 @@ SMALL: dict[str, Callable[[], tuple[nn.Module, Inputs]]] = {
     "sizes": lambda: (Function(sizes), _rows(8)),
     "various": lambda: (Function(various), _rows(8)),
 }
-TRANSFORMERS: dict[str, Callable[[], tuple[nn.Module, Inputs]]] = {"bert": bert, "llama": llama, "t5": t5}
+TRANSFORMERS: dict[str, Callable[[], tuple[nn.Module, Inputs]]] = {
+    "bert": bert,
+    "llama": llama,
+    "mixtral": mixtral,
+    "t5": t5,
+}
