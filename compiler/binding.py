@@ -14,6 +14,7 @@ import torch
 from burnish.compiler import structure
 from burnish.compiler.errors import FileFormatError, InputError
 from burnish.compiler.graphs import placeholders
+from burnish.compiler.sizes import static_size
 from burnish.compiler.structure import Container, Leaf, Literal, Structure
 
 if TYPE_CHECKING:
@@ -76,7 +77,8 @@ class Binding:
         # One that was captured by name may be given by position, in the order of the signature.
         if len(positional) > len(wanted_args.children):
             names = self.parameters[len(wanted_args.children) : len(positional)]
-            if all(name in wanted_kwargs.keys and name not in given for name in names):
+            extra = len(positional) - len(wanted_args.children)
+            if len(names) == extra and all(name in wanted_kwargs.keys and name not in given for name in names):
                 given.update(zip(names, positional[len(wanted_args.children) :], strict=False))
                 del positional[len(wanted_args.children) :]
         values = structure.flatten(self.inputs, (tuple(positional), given))
@@ -129,7 +131,7 @@ class Binding:
 def _type_of(value: Any) -> InputType:
     if not isinstance(value, torch.Tensor):
         return InputType(None)
-    return InputType(value.dtype, tuple(size if isinstance(size, int) else None for size in value.shape))
+    return InputType(value.dtype, tuple(static_size(size) for size in value.shape))
 
 
 def _check(name: str, value: Any, expected: InputType) -> None:

@@ -309,7 +309,6 @@ class _Job:
 
     def _reference(self, captured: Program) -> Any:
         args, kwargs = captured.sample_arguments()
-        torch.manual_seed(self.seed)
         if isinstance(self.model, Program):
             return interpreter.run(captured, captured.samples)[0]
         if isinstance(self.model, ExportedProgram):

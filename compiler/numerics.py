@@ -36,8 +36,9 @@ def drift(actual: Any, expected: Any) -> float:
     """Return how far `actual` is from `expected`: max|a - e| / max|e| over the finite elements.
 
     This is the relative error in the maximum norm (Higham, Accuracy and Stability of Numerical Algorithms, 6.2): one
-    wrong element shows however many are right, and elements near zero do not blow it up. 0.0 means bit-equal (NaN equals NaN, and infinities must agree in place and sign). Integers, booleans and plain
-    numbers are 0.0 when equal and infinite otherwise, as are results of another shape, dtype or kind.
+    wrong element shows however many are right, and elements near zero do not blow it up. 0.0 means bit-equal (NaN
+    equals NaN, and infinities must agree in place and sign). Integers, booleans and plain numbers are 0.0 when equal
+    and infinite otherwise, as are results of another shape, dtype or kind.
     """
     if not isinstance(expected, torch.Tensor) or not isinstance(actual, torch.Tensor):
         same = type(actual) is type(expected) and (actual == expected or (actual != actual and expected != expected))

@@ -8,7 +8,7 @@ import sympy
 import torch
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
-__all__ = ["expression", "same_size"]
+__all__ = ["expression", "same_size", "static_size"]
 
 # Where sizes are unbounded, the largest that are tried: beyond any constant that a model compares a size with.
 _FAR = 1 << 20
@@ -18,6 +18,12 @@ _PROBES = 7
 def expression(size: int | torch.SymInt) -> Any:
     """Return `size` as a sympy expression, or as it is when it is a plain number."""
     return size.node.expr if isinstance(size, torch.SymInt) else size
+
+
+def static_size(size: int | torch.SymInt) -> int | None:
+    """Return `size` where it is one number (a symbol may have been specialized to one), else None."""
+    found = expression(size)
+    return int(found) if isinstance(found, int) or found.is_Integer else None
 
 
 def same_size(first: Any, second: Any, shape_env: ShapeEnv | None) -> bool:

@@ -60,8 +60,9 @@ def run_samples(program: Program) -> dict[str, Any]:
     """
     if not program.samples:
         raise VerificationError("the program has no sample inputs to run: capture it with inputs")
-    torch.manual_seed(0)
-    result, state = interpreter.run(program, program.samples, dense=True)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        result, state = interpreter.run(program, program.samples, dense=True)
     outputs = flatten(program.signature.outputs, result, "outputs")
     return outputs | {f"buffer {name}": value for name, value in state.items()}
 
