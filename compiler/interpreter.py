@@ -27,7 +27,8 @@ def run(
     Args:
         observer: called with every operator node and its value.
         dense: give every value contiguous strides. The IR has no strides, but which kernel PyTorch picks, and so the
-            last bit, depends on them: two Programs that mean the same are bit-equal only so.
+            last bit, depends on them: two Programs that mean the same are bit-equal only so. A transposed weight
+            stays a view, as it is inside `linear`.
 
     Returns:
         The outputs as the model's pytree, and the new values of the buffers that the model updates.
@@ -62,7 +63,7 @@ def run_graph(
             args = fx.node.map_arg(node.args, look_up)
             kwargs = fx.node.map_arg(node.kwargs, look_up)
             result = target(*args, **kwargs)
-            if dense:
+            if dense and not _reads_constant(node):
                 result = _dense(result)
             values[node] = result
             if observer is not None:
@@ -78,6 +79,10 @@ def run_graph(
         for dead in last_use.get(node, ()):
             del values[dead]
     raise AssertionError("a graph ends with its output node")
+
+
+def _reads_constant(node: fx.Node) -> bool:
+    return bool(node.args) and isinstance(node.args[0], fx.Node) and node.args[0].op == "get_attr"
 
 
 def _dense(value: Any) -> Any:
