@@ -27,8 +27,8 @@ def run(
     Args:
         observer: called with every operator node and its value.
         dense: give every value contiguous strides. The IR has no strides, but which kernel PyTorch picks, and so the
-            last bit, depends on them: two Programs that mean the same are bit-equal only so. A transposed weight
-            stays a view, as it is inside `linear`.
+            last bit, depends on them: two Programs that mean the same are bit-equal only so. What is computed from
+            constants alone keeps its strides: a transposed weight is a view inside `linear` too, folding keeps it.
 
     Returns:
         The outputs as the model's pytree, and the new values of the buffers that the model updates.
@@ -55,6 +55,7 @@ def run_graph(
     """Run one graph on positional arguments and return its outputs; updated buffers are put into `state`."""
     values: dict[fx.Node, Any] = {}
     last_use = _last_uses(graph)
+    constants = set(graph.find_nodes(op="get_attr")) if dense else set()
     queue = iter(arguments)
     look_up = values.__getitem__
     for node in graph.nodes:
@@ -63,8 +64,11 @@ def run_graph(
             args = fx.node.map_arg(node.args, look_up)
             kwargs = fx.node.map_arg(node.kwargs, look_up)
             result = target(*args, **kwargs)
-            if dense and not _reads_constant(node):
-                result = _dense(result)
+            if dense:
+                if all(each in constants for each in node.all_input_nodes):
+                    constants.add(node)
+                else:
+                    result = _dense(result)
             values[node] = result
             if observer is not None:
                 observer(node, result)
@@ -79,10 +83,6 @@ def run_graph(
         for dead in last_use.get(node, ()):
             del values[dead]
     raise AssertionError("a graph ends with its output node")
-
-
-def _reads_constant(node: fx.Node) -> bool:
-    return bool(node.args) and isinstance(node.args[0], fx.Node) and node.args[0].op == "get_attr"
 
 
 def _dense(value: Any) -> Any:
