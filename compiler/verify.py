@@ -191,7 +191,8 @@ def _fingerprint(value: Any) -> Any:
 def _type_key(value: Any) -> Any:
     """Return what of an argument decides the type of the result; hashable."""
     if isinstance(value, fx.Node):
-        return _type_key(value.meta.get("val", value))
+        # A branch has no type: its name stands for it.
+        return _type_key(value.meta["val"]) if "val" in value.meta else value.target
     if isinstance(value, torch.Tensor):
         sizes = tuple([expression(size) for size in (*value.shape, *value.stride())])
         return (torch.Tensor, value.dtype, value.device, sizes)
