@@ -23,7 +23,7 @@ import torch.fx.experimental._config as symbolic_config
 from torch.export import ExportedProgram
 
 from burnish.compiler.containers import register_containers, register_known_containers
-from burnish.compiler.dynamic_shapes import export_widest
+from burnish.compiler.dynamic_shapes import export_widest, flatten_signature
 from burnish.compiler.errors import CaptureError, InputError
 from burnish.compiler.from_export import program_from_export
 from burnish.compiler.model_state import evaluation_mode, untouched
@@ -61,12 +61,14 @@ def capture(
         raise InputError("the example inputs hold no tensor: pass a tuple of tensors or a dict of them by name")
     register_known_containers()
     register_containers((args, kwargs))
+    parameters = _parameters(model)
     with evaluation_mode(model), untouched(model), torch.no_grad(), _quiet():
         if dynamic_shapes is not None:
             exported, notes = _export(model, args, kwargs, dynamic_shapes), ()
         else:
+            flatten_signature(model, args, kwargs)
             exported, notes = export_widest(lambda shapes: _export(model, args, kwargs, shapes), model, args, kwargs)
-        return program_from_export(exported, notes=notes, samples=(args, kwargs), parameters=_parameters(model))
+        return program_from_export(exported, notes=notes, samples=(args, kwargs), parameters=parameters)
 
 
 def as_arguments(inputs: Inputs) -> tuple[tuple[Any, ...], dict[str, Any]]:

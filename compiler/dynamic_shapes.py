@@ -15,7 +15,7 @@ from torch.export import Dim, ExportedProgram
 
 from burnish.compiler.errors import CaptureError
 
-__all__ = ["export_widest"]
+__all__ = ["export_widest", "flatten_signature"]
 
 Export = Callable[[Any], ExportedProgram]
 # Each trial is an export.
@@ -53,6 +53,27 @@ def export_widest(
     return static, (f"no dimension could be made dynamic, sizes are those of the example inputs: {reason}",)
 
 
+def flatten_signature(model: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """Give `model.forward` a parameter for each argument, if it takes `*args` or `**kwargs`: torch.export loses track.
+
+    It is an attribute of the instance afterwards, for `model_state.untouched` to remove.
+    """
+    known = list(inspect.signature(model.forward).parameters.values())
+    variable = [each for each in known if each.kind in (each.VAR_POSITIONAL, each.VAR_KEYWORD)]
+    if not variable:
+        return
+    forward = model.forward
+    names = [each.name for each in known if each not in variable and each.name not in kwargs][: len(args)]
+    names += [f"{variable[0].name}_{index}" for index in range(len(args) - len(names))]
+
+    def flat(*args: Any, **kwargs: Any) -> Any:
+        return forward(*args, **kwargs)
+
+    kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
+    flat.__signature__ = inspect.Signature([inspect.Parameter(name, kind) for name in (*names, *kwargs)])  # type: ignore[attr-defined]
+    vars(model)["forward"] = flat
+
+
 def _with_one_batch(
     exported: ExportedProgram, export: Export, model: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> tuple[ExportedProgram, tuple[str, ...]]:
@@ -87,25 +108,14 @@ def _shapes(
     kwargs: dict[str, Any],
     static: int | str | None = None,
     dim: Any = Dim.AUTO,
-) -> Any:
-    """Return what torch.export wants: a dict by parameter name, var-positional parameters as one tuple."""
-    parameters = inspect.signature(model.forward).parameters
-    shapes: dict[str, Any] = {}
-    rest = [_automatic(value, None if index == static else dim) for index, value in enumerate(args)]
-    for parameter in parameters.values():
-        if not rest:
-            break
-        if parameter.kind is parameter.VAR_POSITIONAL:
-            shapes[parameter.name], rest = tuple(rest), []
-        else:
-            shapes[parameter.name] = rest.pop(0)
-    catch_all = next((each.name for each in parameters.values() if each.kind is each.VAR_KEYWORD), None)
-    named = {name: _automatic(value, None if name == static else dim) for name, value in kwargs.items()}
-    shapes.update({name: value for name, value in named.items() if name in parameters})
-    unknown = {name: value for name, value in named.items() if name not in parameters}
-    if catch_all is not None and unknown:
-        shapes[catch_all] = unknown
-    return shapes
+) -> dict[str, Any]:
+    """Return dimension 0 of every tensor as `dim`, by parameter name; of the parameter `static` as a fixed number."""
+    names = inspect.signature(model.forward).parameters
+    shapes = {
+        name: _automatic(value, None if index == static else dim)
+        for index, (name, value) in enumerate(zip(names, args, strict=False))
+    }
+    return shapes | {name: _automatic(value, None if name == static else dim) for name, value in kwargs.items()}
 
 
 def _automatic(value: Any, dim: Any) -> Any:

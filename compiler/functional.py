@@ -21,6 +21,7 @@ __all__ = ["IDENTITIES", "functional"]
 
 _aten = torch.ops.aten
 _WRAPPERS = ("wrap_with_set_grad_enabled", "wrap_with_autocast")
+_VMAP = "torch._functorch.predispatch"
 # What only autograd and the tracer care about: in a functional graph they return their argument.
 IDENTITIES = frozenset(
     {_aten.detach.default, _aten.detach_.default, _aten.lift_fresh_copy.default, _aten.alias.default}
@@ -47,7 +48,8 @@ def _needs_work(exported: ExportedProgram) -> bool:
             target: Any = node.target
             if is_mutating(target) and target not in IDENTITIES:
                 return True
-            if getattr(target, "__name__", "") in _WRAPPERS:
+            # What vmap leaves is functions of Python, which decomposing runs.
+            if getattr(target, "__name__", "") in _WRAPPERS or getattr(target, "__module__", "") == _VMAP:
                 return True
             if target is _aten.batch_norm.default and argument(node, "training"):
                 return True
