@@ -63,8 +63,9 @@ def capture(
     register_containers((args, kwargs))
     parameters = _parameters(model)
     with evaluation_mode(model), untouched(model), torch.no_grad(), _quiet():
+        notes: tuple[str, ...] = ()
         if dynamic_shapes is not None:
-            exported, notes = _export(model, args, kwargs, dynamic_shapes), ()
+            exported = _export(model, args, kwargs, dynamic_shapes)
         else:
             flatten_signature(model, args, kwargs)
             exported, notes = export_widest(lambda shapes: _export(model, args, kwargs, shapes), model, args, kwargs)
@@ -86,7 +87,7 @@ def _export(
     model: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], dynamic_shapes: Any
 ) -> ExportedProgram:
     """Export `model`; where torch.export refuses, export what symbolic tracing makes of it."""
-    with symbolic_config.patch(backed_size_oblivious=True):
+    with symbolic_config.patch(backed_size_oblivious=True):  # type: ignore[attr-defined]
         try:
             try:
                 return torch.export.export(model, args, kwargs, dynamic_shapes=dynamic_shapes, strict=False)

@@ -43,7 +43,7 @@ def register_containers(value: Any) -> bool:
     return found
 
 
-def _family(cls: type | None) -> Iterator[type]:
+def _family(cls: Any) -> Iterator[type]:
     if cls is not None:
         yield cls
         for each in cls.__subclasses__():
@@ -95,7 +95,7 @@ def _flatten_with_keys(value: Any) -> tuple[list[tuple[Any, Any]], Any]:
 
 def _unflatten(cls: type, parts: Iterable[Any], context: Any) -> Any:
     held, rest = context
-    made = cls.__new__(cls)
+    made: Any = object.__new__(cls)
     vars(made).update(rest)
     vars(made).update(zip(held, parts, strict=True))
     return made

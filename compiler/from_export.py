@@ -100,20 +100,31 @@ class _Importer:
 
     def _tensor(self, spec: Any) -> torch.Tensor:
         table = self.exported.state_dict if spec.target in self.exported.state_dict else self.exported.constants
-        return table[spec.target].detach()
+        tensor: torch.Tensor = table[spec.target]
+        return tensor.detach()
 
     def _constant(self, name: str, tensor: torch.Tensor, fake: Any) -> fx.Node:
         # Tied weights are one tensor under several names: one constant, whatever it is called.
-        key = (tensor.data_ptr(), tensor.storage_offset(), tuple(tensor.shape), tensor.stride(), tensor.dtype)
+        key: tuple[Any, ...] = (
+            tensor.data_ptr(),
+            tensor.storage_offset(),
+            tuple(tensor.shape),
+            tensor.stride(),
+            tensor.dtype,
+        )
         if tensor.numel() == 0 or tensor.device.type == "meta":
             key = (name,)
         first = self.by_tensor.setdefault(key, name)
         if first in self.constants:
-            return next(node for node in self.graph.find_nodes(op="get_attr") if node.target == first)
+            return self._constant_node(first)
         self.constants[first] = tensor
         node = self.graph.get_attr(first)
         node.meta = {"val": fake, "name": first}
         set_provenance(node, Provenance((Origin(first.rpartition(".")[0]),), "capture"))
+        return node
+
+    def _constant_node(self, name: str) -> fx.Node:
+        node: fx.Node = next(each for each in self.graph.find_nodes(op="get_attr") if each.target == name)
         return node
 
     def _attribute(self, node: fx.Node) -> None:
@@ -159,7 +170,7 @@ class _Importer:
         name = target if target in self.constants else None
         if name is None:
             raise CaptureError(f"the model updates {target!r}, which is not a buffer of it")
-        buffer = next(node for node in self.graph.find_nodes(op="get_attr") if node.target == name)
+        buffer = self._constant_node(name)
         node = self.graph.call_function(_aten.copy_.default, (buffer, value))
         node.meta = {"val": buffer.meta.get("val"), "name_hint": f"{name}.update"}
         set_provenance(node, value.meta["provenance"])
@@ -259,7 +270,7 @@ def name_nodes(graph: fx.Graph) -> None:
     for node in calls(graph):
         path, hint = _module_path(node), node.meta.pop("name_hint", None)
         alone = path and owned[path] == 1 and path not in parents
-        base = operator_name(node.target).split(".")  # type: ignore[arg-type]
+        base = operator_name(node.target).split(".")
         short = base[1] if len(base) > 1 else base[0]
         node.meta["name"] = table.unique(hint or (path if alone else f"{path}.{short}" if path else short))
 

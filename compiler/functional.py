@@ -37,9 +37,10 @@ def functional(exported: ExportedProgram) -> ExportedProgram:
     if not _needs_work(exported):
         return exported
     try:
-        return _without_lifts(exported).run_decompositions({})
+        made: ExportedProgram = _without_lifts(exported).run_decompositions({})
     except Exception as error:
         raise CaptureError(f"the model writes in place in a way that cannot be made functional: {error}") from error
+    return made
 
 
 def _needs_work(exported: ExportedProgram) -> bool:
@@ -70,4 +71,5 @@ def _without_lifts(exported: ExportedProgram) -> ExportedProgram:
         elif node.target is _aten.lift_fresh_copy.default:
             node.target = _aten.clone.default
     module.recompile()
-    return exported._update(module, exported.graph_signature)
+    updated: ExportedProgram = exported._update(module, exported.graph_signature)
+    return updated

@@ -51,7 +51,9 @@ def entries() -> list[Entry]:
         Entry(
             "funnel",
             family,
-            tiny("funnel", "FunnelModel", vocab_size=99, block_sizes=[1, 1], d_model=32, n_head=4, d_head=8, d_inner=64),
+            tiny(
+                "funnel", "FunnelModel", vocab_size=99, block_sizes=[1, 1], d_model=32, n_head=4, d_head=8, d_inner=64
+            ),
             tokens(),
         ),
     ]

@@ -247,7 +247,9 @@ class SequenceToSequence(nn.Module):
 
     def forward(self, source: Tensor, target: Tensor) -> Tensor:
         mask = nn.Transformer.generate_square_subsequent_mask(target.shape[1])
-        return self.head(self.transformer(self.embedding(source), self.embedding(target), tgt_mask=mask, tgt_is_causal=True))
+        return self.head(
+            self.transformer(self.embedding(source), self.embedding(target), tgt_mask=mask, tgt_is_causal=True)
+        )
 
 
 class TopKExperts(nn.Module):

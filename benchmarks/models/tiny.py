@@ -38,6 +38,9 @@ def tiny(kind: str, head: str = "AutoModel", **options: Any) -> Callable[[], nn.
         config = transformers.AutoConfig.for_model(kind, **options)
         cls: Any = getattr(transformers, head)
         model: nn.Module = cls.from_config(config) if head.startswith("Auto") else cls(config)
+        if getattr(model, "_can_set_experts_implementation", bool)():
+            # The default, grouped_mm, is a custom operator that exists only where transformers is imported.
+            model.set_experts_implementation("batched_mm")  # type: ignore[operator]
         return model
 
     return make
