@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
 import torch.utils._pytree as pytree
 from torch import fx
+from torch._ops import OpOverload
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.export import ExportedProgram
 from torch.export.graph_signature import ConstantArgument, InputKind, OutputKind
@@ -40,14 +41,14 @@ def program_from_export(
         samples: example inputs as (args, kwargs); by default those that the ExportedProgram carries.
         parameters: names of the model's positional parameters.
     """
-    return _Importer(functional(exported)).program(notes, samples or exported.example_inputs, parameters)
+    return _Importer(*functional(exported)).program(notes, samples or exported.example_inputs, parameters)
 
 
 class _Importer:
     """Builds the Program's graphs from the exported one, node by node."""
 
-    def __init__(self, exported: ExportedProgram) -> None:
-        self.exported = exported
+    def __init__(self, exported: ExportedProgram, twins: Mapping[fx.Node, OpOverload]) -> None:
+        self.exported, self.twins = exported, twins
         self.constants: dict[str, torch.Tensor] = {}
         self.branches: dict[str, fx.Graph] = {}
         self.graph = fx.Graph()
@@ -67,8 +68,7 @@ class _Importer:
             elif node.op == "call_function" and node.target in IDENTITIES:
                 self.done[node] = self.done[node.args[0]]
             elif node.op == "call_function":
-                self.done[node] = copied = self.graph.node_copy(node, self.done.__getitem__)
-                copied.meta = _clean_meta(node)
+                self._call(node)
         outputs = self._outputs()
         name_nodes(self.graph)
         program = Program(
@@ -82,6 +82,17 @@ class _Importer:
         program.samples = self._samples(program, samples)
         program.notes += tuple(static_dimension_notes(program))
         return program
+
+    def _call(self, node: fx.Node) -> None:
+        self.done[node] = copied = self.graph.node_copy(node, self.done.__getitem__)
+        copied.meta = _clean_meta(node)
+        if node in self.twins:
+            # From here on the values that it wrote to, a chain of them perhaps, are its result.
+            copied.target = self.twins[node]
+            written: Any = node
+            while written in self.twins:
+                written = written.args[0]
+                self.done[written] = copied
 
     def _input(self, node: fx.Node, spec: Any) -> None:
         if spec.kind is InputKind.USER_INPUT:
