@@ -86,6 +86,9 @@ class _Importer:
     def _call(self, node: fx.Node) -> None:
         self.done[node] = copied = self.graph.node_copy(node, self.done.__getitem__)
         copied.meta = _clean_meta(node)
+        if node.target is _aten.batch_norm.default:
+            # A setting of the machine that captured, not of the model: the same text everywhere.
+            copied.args = (*copied.args[:8], True)
         if node in self.twins:
             # From here on the values that it wrote to, a chain of them perhaps, are its result.
             copied.target = self.twins[node]
