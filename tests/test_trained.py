@@ -1,0 +1,64 @@
+"""Every shipped pass holds its contract on real trained weights and real inputs."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+import pytest
+import torch
+
+import burnish
+from benchmarks.trained import Trained, efficientnet_lite0, minilm
+from burnish import Pipeline, Program
+from burnish.compiler.context import Context
+from burnish.compiler.numerics import worst_drift
+from burnish.compiler.pipeline import run_pipeline
+from burnish.compiler.registry import pass_names
+
+pytestmark = pytest.mark.slow
+MODELS = {"efficientnet-lite0": efficientnet_lite0, "minilm": minilm}
+SOME_OUTPUT = {"efficientnet-lite0": "output", "minilm": "pooler_output"}
+DEFAULT = "canonicalize,fold-batch-norm,fold-constants,cse,dce"
+
+
+@cache
+def trained(name: str) -> Trained:
+    return MODELS[name]()
+
+
+@cache
+def captured(name: str) -> Program:
+    found = trained(name)
+    return burnish.capture(found.model, found.inputs, found.dynamic_shapes)
+
+
+def call(model: Any, inputs: Any) -> list[Any]:
+    with torch.no_grad():
+        outputs = model(**inputs) if isinstance(inputs, dict) else model(*inputs)
+    return torch.utils._pytree.tree_leaves(outputs)
+
+
+SHIPPED = [name for name in pass_names() if not name.startswith("test-")]
+
+
+@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("name", SHIPPED)
+def test_every_pass_survives_level_4(name: str, model: str) -> None:
+    text = f"{name}{{names=[{SOME_OUTPUT[model]}]}}" if name == "select-outputs" else name
+    assert Pipeline.parse(text).run(captured(model), verify=4).history == (text,)
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_the_default_pipeline_at_level_4_and_on_all_the_data(model: str) -> None:
+    after, records = run_pipeline(Pipeline.parse(DEFAULT), captured(model), Context(), verify=4)
+    assert after.node_count() < captured(model).node_count()
+    assert all(record.drift is not None and record.drift <= 1e-5 for record in records)
+    data = trained(model).data
+    assert worst_drift(call(after, data), call(trained(model).model, data)) <= 1e-4
+
+
+def test_all_49_batch_norms_of_efficientnet_fold() -> None:
+    after = Pipeline.parse("canonicalize,fold-batch-norm").run(captured("efficientnet-lite0"))
+    assert not [each for each in after.print().splitlines() if "batch_norm" in each]
+    assert sum("aten.batch_norm" in each for each in captured("efficientnet-lite0").print().splitlines()) == 49
