@@ -123,7 +123,8 @@ def _expansion(node: fx.Node, known: Translations, fake_mode: FakeTensorMode) ->
 
     try:
         with fake_mode, enable_python_dispatcher(), torch.no_grad():
-            pure = torch.func.functionalize(run, remove="mutations")
+            # A composite operator comes apart in the first trace only, and may write in place there.
+            pure = torch.func.functionalize(make_fx(run)(*values), remove="mutations")
             traced = make_fx(pure, decomposition_table=known.table)(*values)
     except Exception:
         # Whatever goes wrong in a lone trace, the whole-model trace may get right, and its errors are known.

@@ -1,0 +1,43 @@
+"""Models on which the lowering to ONNX, or ONNX Runtime itself, once went wrong; found by benchmarks/coverage.py."""
+
+import pytest
+import torch
+from torch import nn
+
+import burnish
+from burnish.backends.onnx import OnnxBackend
+from burnish.compiler.numerics import drift
+from burnish.compiler.registry import register_backend
+
+register_backend(OnnxBackend)
+
+
+class PaddedMaxPool(nn.Module):
+    """Zeros around negative numbers: a pool that pads with minus infinity instead gives other results."""
+
+    def forward(self, x):
+        return nn.functional.max_pool2d(nn.functional.pad(x, (0, 1, 0, 1), value=0.0), 3, 2)
+
+
+class Cells(nn.Module):
+    """Composite operators whose decompositions write in place."""
+
+    def __init__(self):
+        super().__init__()
+        self.lstm, self.gru, self.norm = nn.LSTMCell(4, 4), nn.GRUCell(4, 4), nn.RMSNorm(4)
+
+    def forward(self, x):
+        hidden, cell = self.lstm(x)
+        return self.norm(self.gru(hidden, cell))
+
+
+@pytest.mark.parametrize(
+    ("model", "shape"),
+    [(PaddedMaxPool(), (2, 16, 16)), (Cells(), (4,)), (nn.AdaptiveAvgPool1d(1), (3, 8)), (nn.RMSNorm(8), (8,))],
+)
+@torch.no_grad()
+def test_onnx_agrees_with_eager(model, shape):
+    x = torch.randn(2, *shape) - 1
+    compiled = burnish.compile(model, inputs=(x,), backend="onnx", verify=0)
+    wide = torch.randn(3, *shape) - 1
+    assert drift(compiled(wide), model(wide)) <= 1e-5
