@@ -6,6 +6,7 @@ Cases not handled: none known; what torch cannot make functional is refused with
 from __future__ import annotations
 
 import copy
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
@@ -81,7 +82,13 @@ def _prepared(exported: ExportedProgram) -> ExportedProgram:
         elif node.target is _LIFT:
             node.target = _aten.clone.default
     module.recompile()
-    updated: ExportedProgram = exported._update(module, exported.graph_signature)
+    # The signature goes by name, and an output may have a new producer.
+    signature = copy.deepcopy(exported.graph_signature)
+    results: Any = module.graph.output_node().args[0]
+    for spec, node in zip(signature.output_specs, results, strict=True):
+        if isinstance(node, fx.Node):
+            spec.arg = dataclasses.replace(spec.arg, name=node.name)
+    updated: ExportedProgram = exported._update(module, signature)
     return updated
 
 

@@ -198,6 +198,15 @@ def test_constants_made_in_forward_under_in_place_operators():
     assert "_(" not in check(Function(forward), batch(2), batch(3)).print()
 
 
+def test_a_dropped_alias_may_be_an_output():
+    def forward(linear, x):
+        with torch.autocast("cpu", enabled=False):
+            y = nn.functional.dropout(linear(x), training=False)
+        return y, y + 1
+
+    check(Function(forward), batch(2), batch(3))
+
+
 def test_vmap_masks():
     def forward(linear, x):
         mask = torch.vmap(lambda row: torch.vmap(lambda column: row >= column)(torch.arange(4)))(torch.arange(4))
