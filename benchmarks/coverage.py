@@ -89,7 +89,7 @@ def main() -> None:
     chosen = [entry for entry in zoo() if pattern.search(entry.name) or pattern.search(entry.family)]
     _import_models()
     print("|".join(["", *_header(steps), ""]))
-    print("|".join(["", *("---" for _ in _header(steps)), ""]), flush=True)
+    print("|".join(["", *("---" for _ in "|".join(_header(steps)).split("|")), ""]), flush=True)
     rows = []
     for entry in chosen:
         rows.append(_isolated(entry, steps))
