@@ -22,7 +22,7 @@ NODES_PER_BLOCK = 10
 
 
 def stack_text(nodes: int) -> str:
-    """Return the text of a residual stack of about `nodes` nodes: a tenth is dead, a tenth doubled, two tenths no-ops."""
+    """Return the text of a residual stack of about `nodes` nodes: a tenth dead, a tenth doubled, two tenths no-ops."""
     blocks = max(1, nodes // NODES_PER_BLOCK)
     body = [_BLOCK.format(i=index, x=f"block{index - 1}.out" if index else "x") for index in range(blocks)]
     head = "# burnish 1\nconstant @weight: f32[8, 8]\nconstant @bias: f32[8]\ngraph main(%x: f32[B, 8]) {\n"

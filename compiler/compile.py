@@ -17,8 +17,9 @@ from burnish.compiler import interpreter, numerics, structure
 from burnish.compiler.backend import Artifact, Backend
 from burnish.compiler.capture import Inputs, as_arguments, capture, evaluation_mode
 from burnish.compiler.context import Context
-from burnish.compiler.errors import FileFormatError, InputError, OptionError, VerificationError
+from burnish.compiler.errors import InputError, OptionError, VerificationError
 from burnish.compiler.graphs import calls
+from burnish.compiler.loading import Model, open_model, parse_backend
 from burnish.compiler.measure import Timing, benchmark
 from burnish.compiler.numerics import Lossy
 from burnish.compiler.operators import is_random
@@ -27,13 +28,10 @@ from burnish.compiler.pipeline import PassRecord, Pipeline, run_pipeline
 from burnish.compiler.profile import Profile
 from burnish.compiler.program import Program
 from burnish.compiler.progress import working
-from burnish.compiler.registry import backend_names, find_backend
 from burnish.compiler.report import Report, row_of
-from burnish.compiler.spec import parse_spec
 
-__all__ = ["Compiled", "Model", "compile_model", "load", "open_model", "parse_backend"]
+__all__ = ["Compiled", "compile_model"]
 
-Model = torch.nn.Module | ExportedProgram | Program | str | os.PathLike[str]
 Passes = Pipeline | str | Pass | Iterable[Pass | str]
 
 _TOLERANCE = {torch.float16: 5e-2, torch.bfloat16: 1e-1}
@@ -149,66 +147,6 @@ class Compiled:
         if self._done is None:
             raise InputError("nothing is compiled yet: pass inputs= to compile, or call the compiled model once")
         return self._done
-
-
-def parse_backend(text: str) -> tuple[Backend, dict[str, Any]]:
-    """Return the backend and the options that `text` names, as in `"onnx{threads=2}"`.
-
-    Raises:
-        BackendError: no such backend.
-        OptionError: the text is no name with options.
-    """
-    if not isinstance(text, str):
-        raise OptionError(f"backend must be a name such as 'onnx', not {type(text).__name__}")
-    items = parse_spec(text)
-    if len(items) != 1 or items[0].body is not None:
-        raise OptionError(f"backend must be one name with options, as in 'onnx{{threads=2}}', not {text!r}")
-    nameless = [value for name, value in items[0].options if name is None]
-    if nameless:
-        raise OptionError(f"an option of a backend is written name=value, not {nameless[0]!r}")
-    return find_backend(items[0].name), {str(name): value for name, value in items[0].options}
-
-
-def open_model(model: Model) -> torch.nn.Module | ExportedProgram | Program:
-    """Return `model`, read from its file where it is a path.
-
-    Raises:
-        InputError: it is no model, or no file of a known kind.
-        FileFormatError: the file is truncated or foreign.
-    """
-    if isinstance(model, (torch.nn.Module, ExportedProgram, Program)):
-        return model
-    if isinstance(model, (str, os.PathLike)):
-        path = Path(model)
-        if not path.exists():
-            raise InputError(f"{path}: no such file")
-        if path.suffix == ".burnish":
-            return Program.load(path)
-        if path.suffix == ".pt2":
-            try:
-                return torch.export.load(path)
-            except Exception as error:
-                raise FileFormatError(f"{path}: not an exported program: {error}") from error
-        raise InputError(f"{path}: a model file is a .burnish (Program.save) or a .pt2 (torch.export.save)")
-    raise InputError(f"a model is an nn.Module, an ExportedProgram, a Program or a path, not {type(model).__name__}")
-
-
-def load(path: str | os.PathLike[str]) -> Program | Artifact:
-    """Load what `Program.save` or `Compiled.save` wrote; needs no model source.
-
-    Raises:
-        InputError: no such file.
-        FileFormatError: the file is truncated, foreign, or of a kind that no backend reads.
-    """
-    file = Path(path)
-    if not file.exists():
-        raise InputError(f"{file}: no such file")
-    if file.suffix == ".burnish":
-        return Program.load(file)
-    suffixes = {find_backend(name).suffix: name for name in backend_names()}
-    if file.suffix not in suffixes:
-        raise FileFormatError(f"{file}: the ending must be one of .burnish, {', '.join(sorted(suffixes))}")
-    return find_backend(suffixes[file.suffix]).load(file, {})
 
 
 @dataclass(slots=True)

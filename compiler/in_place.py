@@ -77,5 +77,5 @@ def _makes_memory(node: fx.Node) -> bool:
         return False
     if target.overloadpacket in _FRESH:
         return True
-    composite = torch._C._dispatch_has_kernel_for_dispatch_key(target.name(), "CompositeImplicitAutograd")
+    composite = OpOverload.has_kernel_for_dispatch_key(target, torch._C.DispatchKey.CompositeImplicitAutograd)
     return not composite and all(result.alias_info is None for result in target._schema.returns)

@@ -52,7 +52,7 @@ def benchmark(call: Callable[[], object], seconds: float = 2.0) -> Timing:
     while warm_calls < _WARM_UP_CALLS or time.perf_counter() < warm_until:
         _timed(call)
         warm_calls += 1
-    times = []
+    times: list[float] = []
     until = time.perf_counter() + seconds
     while not times or time.perf_counter() < until:
         times.append(_timed(call))

@@ -36,7 +36,7 @@ def infer(program: Program, node: fx.Node) -> Any:
                 return target(*args, **kwargs)
             # As at capture: a size is not taken to be 0 or 1, or below a bound, because the sample's is.
             with (
-                symbolic_config.patch("backed_size_oblivious", True),
+                symbolic_config.patch("backed_size_oblivious", True),  # type: ignore[attr-defined]
                 shape_env.ignore_fresh_unbacked_symbols(),
                 shape_env.suppress_guards(),
             ):

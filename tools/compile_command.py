@@ -118,8 +118,8 @@ def _model_and_inputs(
 
 def _check_backend(text: str, output: str | None) -> None:
     """Find the backend, and check that it writes files like `output`, before any work."""
-    from burnish.compiler.compile import parse_backend
     from burnish.compiler.errors import BackendError, OptionError
+    from burnish.compiler.loading import parse_backend
 
     try:
         backend, _ = parse_backend(text)

@@ -36,7 +36,7 @@ def read_model(model: str) -> tuple[nn.Module | ExportedProgram | Program, Input
         InputError: no such file, module or factory; or the factory failed or returned no module.
         FileFormatError: the file is truncated or foreign.
     """
-    from burnish.compiler.compile import open_model
+    from burnish.compiler.loading import open_model
 
     if ":" in model and not Path(model).exists():
         return _call_factory(model)

@@ -10,8 +10,8 @@ from typing import Any
 from burnish.compiler import structure
 from burnish.compiler.backend import Artifact
 from burnish.compiler.binding import Binding
-from burnish.compiler.compile import load
 from burnish.compiler.errors import BackendError
+from burnish.compiler.loading import load
 from burnish.compiler.program import Program
 from burnish.tools.example_inputs import inputs_for, read_npz
 

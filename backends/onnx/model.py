@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import onnx
 import onnx_ir as ir
 import torch
@@ -182,6 +183,9 @@ def model_of(lowered: Lowered, binding: Binding, constants: Mapping[str, torch.T
     weights: dict[str, torch.Tensor] = {}
     for name, value in lowered.model.graph.initializers.items():
         raw: Any = getattr(value.const_value, "raw", None)
+        if isinstance(raw, np.ndarray) and raw.flags.writeable and raw.dtype.kind in "fiub":
+            # What the exporter computed, a transposed weight for one.
+            raw = torch.from_numpy(raw)
         if isinstance(raw, torch.Tensor) and raw.nbytes > INLINE_BYTES and raw.dtype in DTYPES.values():
             weights[name] = raw.detach().cpu().contiguous()
             assert value.dtype is not None

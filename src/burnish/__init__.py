@@ -1,7 +1,7 @@
 """burnish: an optimizing graph compiler for PyTorch models."""
 
 from burnish.compiler.capture import capture
-from burnish.compiler.compile import Compiled, load
+from burnish.compiler.compile import Compiled
 from burnish.compiler.compile import compile_model as compile
 from burnish.compiler.context import Context
 from burnish.compiler.errors import (
@@ -18,6 +18,7 @@ from burnish.compiler.errors import (
     VerificationError,
 )
 from burnish.compiler.facts import Fact
+from burnish.compiler.loading import load
 from burnish.compiler.numerics import Exact, Lossy, Reassociates
 from burnish.compiler.pass_base import Pass
 from burnish.compiler.pipeline import Pipeline

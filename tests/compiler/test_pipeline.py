@@ -131,7 +131,7 @@ def test_unknown_passes_get_a_suggestion() -> None:
 
 
 def test_a_missing_fact_is_found_before_any_work(program: Program) -> None:
-    with pytest.raises(PipelineError, match="'test-liar' requires the fact 'test-ready'.*put test-scale before it"):
+    with pytest.raises(PipelineError, match=r"'test-liar' requires the fact 'test-ready'.*put test-scale before it"):
         Pipeline.parse("test-crash,test-liar").run(program)
     Pipeline.parse("test-scale,test-liar").check()
 
