@@ -61,9 +61,10 @@ def _pointwise(text: _Text, name: str) -> None:
             [
                 "aten.relu(%{})", "aten.relu6(%{})", "aten.sigmoid(%{})", "aten.silu(%{})", "aten.gelu(%{})",
                 "aten.hardtanh(%{}, min_val=0, max_val=6)", "aten.clamp(%{}, min=0)", "aten.clone(%{})",
-                "aten.dropout(%{}, p=0.5, train=False)", "aten.mul.Tensor(%{}, other=1)", "aten.mul.Tensor(%{}, other=-0.5)",
-                "aten.add.Tensor(%{}, other=0)", "aten.contiguous(%{})", "aten.to.dtype(%{}, dtype=f32)", "aten.neg(%{})",
-                "aten.div.Tensor(%{}, other=1)", "aten.detach(%{})", "aten.alias(%{})", "aten.tanh(%{})",
+                "aten.dropout(%{}, p=0.5, train=False)", "aten.mul.Tensor(%{}, other=1)", "aten.tanh(%{})",
+                "aten.mul.Tensor(%{}, other=-0.5)", "aten.add.Tensor(%{}, other=0)", "aten.contiguous(%{})",
+                "aten.to.dtype(%{}, dtype=f32)", "aten.neg(%{})", "aten.div.Tensor(%{}, other=1)",
+                "aten.detach(%{})", "aten.alias(%{})",
             ]
         )
     )  # fmt: skip

@@ -26,6 +26,7 @@ __all__ = ["app", "main"]
 app = typer.Typer(
     name="burnish",
     no_args_is_help=True,
+    add_completion=False,
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -52,8 +53,7 @@ def _burnish(
 
     [dim]burnish compile mymodels:resnet --input 'f32[2,3,224,224]' -o resnet.onnx[/]
 
-    Exit status: 0; 1 when a check failed, or a pass or the compiler did; 2 when the command cannot use what it was
-    given.
+    Exit status: 0, 1 (a check, a pass or the compiler failed), 2 (unusable options or files).
     """
 
 

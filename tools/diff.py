@@ -17,7 +17,7 @@ from torch import fx
 
 from burnish.compiler.graphs import calls, name_of, output_of, placeholders
 from burnish.compiler.lexer import quoted_name
-from burnish.compiler.operators import arguments, operator_name
+from burnish.compiler.operators import arguments, operator_name, schema_of
 from burnish.compiler.printer import print_node, symbol_names
 from burnish.compiler.program import Program
 from burnish.compiler.types_text import format_type
@@ -111,10 +111,11 @@ class _Side:
     def aspects(self, node: fx.Node) -> dict[str, str]:
         """Return what makes a node what it is, as text by aspect."""
         target: Any = node.target
-        given = {name: _plain(value) for name, value in arguments(node).items()}
+        given, schema = arguments(node), schema_of(target)
+        names = [name for name in schema.names if name in given] if schema is not None else list(given)
         return {
             "operator": operator_name(target),
-            **{f"argument {name}": format_value(value, _refer) for name, value in given.items()},
+            **{f"argument {name}": format_value(_plain(given[name]), _refer) for name in names},
             "type": self.type_of(node),
         }
 
