@@ -22,6 +22,7 @@ from torch.export import ExportedProgram
 
 from burnish.backends.onnx.decompose import decompose
 from burnish.backends.onnx.quiet import quiet
+from burnish.backends.onnx.spellings import keep_pads_before_pools
 from burnish.compiler.errors import BackendError
 from burnish.compiler.graphs import NameTable, name_of, output_of
 from burnish.compiler.operators import operator_name
@@ -73,6 +74,7 @@ def lower(program: Program, opset: int) -> Lowered:
         if model.functions:
             common.InlinePass()(model)
         _clean(model)
+        keep_pads_before_pools(model.graph)
     outputs, state = _name_ends(model, program)
     _name_all(model, program)
     return Lowered(model, outputs, state, _numbers(program))

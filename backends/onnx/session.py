@@ -47,10 +47,7 @@ class Session:
             if values:
                 options.add_external_initializers(list(model.weights), values)
             self.session = ort.InferenceSession(
-                model.graph.SerializeToString(),
-                options,
-                providers=list(settings.providers),
-                disabled_optimizers=_wrong_optimizers(model.graph),
+                model.graph.SerializeToString(), options, providers=list(settings.providers)
             )
         except Exception as error:
             raise BackendError(f"ONNX Runtime cannot load the graph: {error}") from error
@@ -92,16 +89,6 @@ class Session:
                 tensor = tensor.view(torch.bool)
             found[name] = tensor.clone() if name in self._constant else tensor
         return found
-
-
-def _wrong_optimizers(graph: onnx.ModelProto) -> list[str]:
-    """Name the rules of ONNX Runtime that would change the numbers of `graph`.
-
-    Pad_Fusion moves a Pad of zeros into the MaxPool behind it, which pads with minus infinity (seen in 1.31).
-    """
-    padded = {node.output[0] for node in graph.graph.node if node.op_type == "Pad"}
-    wrong = any(node.op_type == "MaxPool" and node.input[0] in padded for node in graph.graph.node)
-    return ["Pad_Fusion"] if wrong else []
 
 
 def _wrap(tensor: torch.Tensor) -> Any:

@@ -1,0 +1,31 @@
+"""Spellings that keep ONNX Runtime's own optimizer from changing the numbers of a graph.
+
+A Pad of zeros before a MaxPool: Pad_Fusion (seen in 1.31) moves it into the pool, which pads with minus infinity. It
+leaves a Pad alone that names its axes, which means the same. The spelling is in the file, so that it also holds where
+others load it.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_ir as ir
+
+__all__ = ["keep_pads_before_pools"]
+
+
+def keep_pads_before_pools(graph: ir.Graph) -> None:
+    """Name the axes of every Pad whose result a MaxPool reads."""
+    for node in list(graph.all_nodes()):
+        if node.op_type != "Pad" or len(node.inputs) > 3:
+            continue
+        pads, value = node.inputs[1], node.outputs[0]
+        if pads is None or pads.const_value is None or all(user.op_type != "MaxPool" for user, _ in value.uses()):
+            continue
+        axes = ir.tensor(np.arange(pads.const_value.size // 2, dtype=np.int64))
+        constant = ir.Value(
+            name=f"{value.name}.axes", const_value=axes, shape=axes.shape, type=ir.TensorType(axes.dtype)
+        )
+        assert node.graph is not None
+        node.graph.register_initializer(constant)
+        node.resize_inputs(4)
+        node.replace_input_with(3, constant)
