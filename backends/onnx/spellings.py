@@ -21,10 +21,10 @@ def keep_pads_before_pools(graph: ir.Graph) -> None:
         pads, value = node.inputs[1], node.outputs[0]
         if pads is None or pads.const_value is None or all(user.op_type != "MaxPool" for user, _ in value.uses()):
             continue
-        axes = ir.tensor(np.arange(pads.const_value.size // 2, dtype=np.int64))
-        constant = ir.Value(
-            name=f"{value.name}.axes", const_value=axes, shape=axes.shape, type=ir.TensorType(axes.dtype)
-        )
+        rank = pads.const_value.size // 2
+        axes = ir.tensor(np.arange(rank, dtype=np.int64))
+        kind = ir.TensorType(axes.dtype)
+        constant = ir.Value(name=f"{value.name}.axes", const_value=axes, shape=ir.Shape([rank]), type=kind)
         assert node.graph is not None
         node.graph.register_initializer(constant)
         node.resize_inputs(4)

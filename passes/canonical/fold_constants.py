@@ -126,7 +126,7 @@ def _type_key(value: torch.Tensor) -> Hashable:
 
 def _content_key(value: torch.Tensor) -> Hashable:
     data = value.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
-    return (_type_key(value), hashlib.blake2b(memoryview(data.numpy())).digest())
+    return (_type_key(value), hashlib.blake2b(data.numpy().tobytes()).digest())
 
 
 def _objection(node: fx.Node) -> str | None:
