@@ -51,7 +51,8 @@ def capture(
         CaptureError: neither torch.export nor symbolic tracing can capture the model; names module and source line.
     """
     if isinstance(model, ExportedProgram):
-        return program_from_export(model, samples=None if inputs is None else as_arguments(inputs))
+        with _quiet():
+            return program_from_export(model, samples=None if inputs is None else as_arguments(inputs))
     if not isinstance(model, torch.nn.Module):
         raise InputError(f"a model is an nn.Module or an ExportedProgram, not {type(model).__name__}")
     if inputs is None:

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 __all__ = ["run", "run_graph"]
 
+_aten = torch.ops.aten
 Observer = Callable[[fx.Node, Any], None]
 
 
@@ -35,11 +36,10 @@ def run(
     """
     values = dict(inputs)
     state: dict[str, torch.Tensor] = {}
-    mutable = program.mutable_constants()
     with torch.no_grad():
         for graph in program.graphs.values():
             arguments = [values[str(node.target)] for node in placeholders(graph)]
-            values.update(run_graph(program, graph, arguments, state, mutable, observer, dense))
+            values.update(run_graph(program, graph, arguments, state, observer, dense))
     return structure.unflatten(program.signature.outputs, values), state
 
 
@@ -48,7 +48,6 @@ def run_graph(
     graph: fx.Graph,
     arguments: list[Any],
     state: dict[str, torch.Tensor],
-    mutable: frozenset[str],
     observer: Observer | None = None,
     dense: bool = False,
 ) -> Any:
@@ -60,7 +59,8 @@ def run_graph(
     look_up = values.__getitem__
     for node in graph.nodes:
         if node.op == "call_function":
-            target: Any = node.target
+            # A buffer's new value is a tensor of its own: who reads the old one, another update perhaps, still can.
+            target: Any = _aten.copy.default if node.target is _aten.copy_.default else node.target
             args = fx.node.map_arg(node.args, look_up)
             kwargs = fx.node.map_arg(node.kwargs, look_up)
             result = target(*args, **kwargs)
@@ -72,12 +72,12 @@ def run_graph(
             values[node] = result
             if observer is not None:
                 observer(node, result)
-            if mutable and isinstance(node.args[0] if node.args else None, fx.Node):
-                _note_update(node, result, state, mutable)
+            if node.target is _aten.copy_.default:
+                state[str(node.args[0].target)] = result
         elif node.op == "placeholder":
             values[node] = next(queue)
         elif node.op == "get_attr":
-            values[node] = _constant(program, str(node.target), state, mutable)
+            values[node] = _constant(program, str(node.target), state)
         else:
             return fx.node.map_arg(node.args[0], look_up)
         for dead in last_use.get(node, ()):
@@ -91,22 +91,10 @@ def _dense(value: Any) -> Any:
     return type(value)(map(_dense, value)) if type(value) in (tuple, list) else value
 
 
-def _note_update(node: fx.Node, result: Any, state: dict[str, torch.Tensor], mutable: frozenset[str]) -> None:
-    destination = node.args[0]
-    assert isinstance(destination, fx.Node)
-    if (
-        destination.op == "get_attr"
-        and str(destination.target) in mutable
-        and node.target is torch.ops.aten.copy_.default
-    ):
-        state[str(destination.target)] = result
-
-
-def _constant(program: Program, name: str, state: dict[str, torch.Tensor], mutable: frozenset[str]) -> Any:
+def _constant(program: Program, name: str, state: dict[str, torch.Tensor]) -> Any:
     if name in program.branches:
         return fx.GraphModule(torch.nn.Module(), program.branches[name])
-    # A copy, so that neither the caller's Program nor a returned alias sees the write.
-    return state.get(name, program.constants[name]).clone() if name in mutable else program.constants[name]
+    return state.get(name, program.constants[name])
 
 
 def _last_uses(graph: fx.Graph) -> dict[fx.Node, list[fx.Node]]:
