@@ -2,7 +2,7 @@
 
 Only a result or a BurnishError may come out; anything else is printed with the input and makes the exit status 1.
 
-    python benchmarks/fuzz.py [--count 100000] [--seed 0] [--only text|spec|file]
+    python -m benchmarks.fuzz [--count 100000] [--seed 0] [--only text|spec|burnish|onnx|pt]
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import burnish
 from burnish.compiler.errors import BurnishError
 from burnish.compiler.parser import parse_program
 from burnish.compiler.spec import parse_spec
-from burnish.compiler.storage import load_program, save_program
 
 TEXTS = (
     """# burnish 1
@@ -167,7 +167,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--count", type=int, default=100_000)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--only", choices=("text", "spec", "file"))
+    parser.add_argument("--only", choices=("text", "spec", "burnish", "onnx", "pt"))
     options = parser.parse_args()
 
     def text(randomness: random.Random) -> tuple[object, Callable[[], object]]:
@@ -179,18 +179,25 @@ def main() -> int:
         return given, lambda: parse_spec(given)
 
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "program.burnish"
-        save_program(parse_program(SMALL), path)
-        whole = path.read_bytes()
+        program = parse_program(SMALL)
+        small = Path(folder) / "small"
+        program.save(small.with_suffix(".burnish"))
+        for backend, suffix in (("onnx", ".onnx"), ("torchscript", ".pt")):
+            burnish.compile(program, backend=backend).save(small.with_suffix(suffix))
 
-        def file(randomness: random.Random) -> tuple[object, Callable[[], object]]:
-            given = damaged(whole, randomness)
-            # A new name each time: a mapped file must not change under its reader.
-            path.unlink()
-            path.write_bytes(given)
-            return given, lambda: load_program(path)
+        def file(suffix: str) -> Callable[[random.Random], tuple[object, Callable[[], object]]]:
+            path, whole = small.with_suffix(suffix), small.with_suffix(suffix).read_bytes()
 
-        kinds = {"text": text, "spec": spec, "file": file}
+            def one(randomness: random.Random) -> tuple[object, Callable[[], object]]:
+                given = damaged(whole, randomness)
+                # A new file each time: a mapped one must not change under its reader.
+                path.unlink()
+                path.write_bytes(given)
+                return given, lambda: burnish.load(path)
+
+            return one
+
+        kinds = {"text": text, "spec": spec} | {kind: file(f".{kind}") for kind in ("burnish", "onnx", "pt")}
         chosen = [options.only] if options.only else list(kinds)
         return int(sum(run(name, options.count, options.seed, kinds[name]) for name in chosen) > 0)
 

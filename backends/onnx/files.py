@@ -82,6 +82,13 @@ def load_model(path: str | os.PathLike[str]) -> Model:
         raise FileFormatError(f"{file}: cannot be read: {error}") from error
     if not proto.HasField("graph") or not proto.opset_import or not proto.graph.output:
         raise FileFormatError(f"{file}: truncated, or not an ONNX file: it has no graph with outputs")
+    try:
+        return _read(proto, file)
+    except ValueError as error:  # text that is not UTF-8, a number that fits nowhere
+        raise FileFormatError(f"{file}: damaged: {error}") from error
+
+
+def _read(proto: onnx.ModelProto, file: Path) -> Model:
     entries = {each.key: each.value for each in proto.metadata_props}
     text = entries.pop(METADATA, None)
     if text is None and proto.producer_name == "burnish":
