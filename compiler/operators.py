@@ -52,12 +52,13 @@ _LAZY_NAMESPACES = {"quantized_decomposed": "torch.ao.quantization.fx._decompose
 
 @dataclass(frozen=True, slots=True)
 class Schema:
-    """The arguments of an operator: names in order, defaults, and how many may be given by position."""
+    """The arguments of an operator: names in order, defaults, how many may be given by position, and some by kind."""
 
     names: tuple[str, ...]
     defaults: Mapping[str, Any]
     positional: int
     tensors: frozenset[str]
+    devices: frozenset[str]
 
 
 @functools.cache
@@ -111,6 +112,7 @@ def schema_of(target: Operator) -> Schema | None:
         defaults={each.name: each.default_value for each in known if each.has_default_value()},
         positional=sum(not each.kwarg_only for each in known),
         tensors=frozenset(each.name for each in known if "Tensor" in str(each.type)),
+        devices=frozenset(each.name for each in known if "Device" in str(each.type)),
     )
 
 

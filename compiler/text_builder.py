@@ -10,7 +10,6 @@ from __future__ import annotations
 import functools
 import operator
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -265,29 +264,13 @@ class _GraphBuilder:
         return dict(zip(names, values, strict=True))
 
 
-@dataclass(frozen=True, slots=True)
-class _Parameters:
-    names: tuple[str, ...]
-    defaults: dict[str, Any]
-    positional: int
-    devices: frozenset[str]
-
-
-@functools.cache
-def _parameters(target: OpOverload) -> _Parameters:
-    schema = schema_of(target)
-    assert schema is not None
-    devices = frozenset(each.name for each in target._schema.arguments if "Device" in str(each.type))
-    return _Parameters(schema.names, dict(schema.defaults), schema.positional, devices)
-
-
 def _arranged(
     call: Call, target: Operator, positional: list[Any], keywords: dict[str, Any]
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Put arguments where torch.export puts them: by position up to the last one given, gaps filled with defaults."""
-    if not isinstance(target, OpOverload):
+    plan = schema_of(target)
+    if plan is None:
         return tuple(positional), keywords
-    plan = _parameters(target)
     if len(positional) > plan.positional:
         raise call.place.error(f"{call.operator} takes {plan.positional} arguments by position, not {len(positional)}")
     given = dict(zip(plan.names, positional, strict=False))
