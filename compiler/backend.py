@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
 from burnish.compiler.context import Target
 
 if TYPE_CHECKING:
+    from burnish.compiler.binding import Binding
     from burnish.compiler.capture import Inputs
     from burnish.compiler.measure import Timing
     from burnish.compiler.pipeline import Pipeline
@@ -72,6 +73,10 @@ class Backend(Protocol):
 
 class Artifact(Protocol):
     """A lowered Program: runs without the model's source."""
+
+    @property
+    def binding(self) -> Binding:
+        """How it is called: names, types and structure of inputs and outputs."""
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run; same pytree in and out as the model, torch tensors."""

@@ -10,12 +10,9 @@ control flow (use `torch.cond`).
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import inspect
-import logging
-import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -28,6 +25,7 @@ from burnish.compiler.errors import CaptureError, InputError
 from burnish.compiler.from_export import program_from_export
 from burnish.compiler.model_state import evaluation_mode, untouched
 from burnish.compiler.program import Program
+from burnish.compiler.quiet import quiet
 
 __all__ = ["as_arguments", "capture", "evaluation_mode"]
 
@@ -51,7 +49,7 @@ def capture(
         CaptureError: neither torch.export nor symbolic tracing can capture the model; names module and source line.
     """
     if isinstance(model, ExportedProgram):
-        with _quiet():
+        with quiet():
             return program_from_export(model, samples=None if inputs is None else as_arguments(inputs))
     if not isinstance(model, torch.nn.Module):
         raise InputError(f"a model is an nn.Module or an ExportedProgram, not {type(model).__name__}")
@@ -63,7 +61,7 @@ def capture(
     register_known_containers()
     register_containers((args, kwargs))
     parameters = _parameters(model)
-    with evaluation_mode(model), untouched(model), torch.no_grad(), _quiet():
+    with evaluation_mode(model), untouched(model), torch.no_grad(), quiet():
         notes: tuple[str, ...] = ()
         if dynamic_shapes is not None:
             exported = _export(model, args, kwargs, dynamic_shapes)
@@ -147,16 +145,3 @@ def _first_line(error: Exception) -> str:
 def _parameters(model: torch.nn.Module) -> tuple[str, ...]:
     kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
     return tuple(each.name for each in inspect.signature(model.forward).parameters.values() if each.kind in kinds)
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    logger = logging.getLogger("torch.export")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logger.setLevel(level)

@@ -12,6 +12,7 @@ from torch.export import ExportedProgram
 from burnish.compiler.backend import Artifact, Backend
 from burnish.compiler.errors import FileFormatError, InputError, OptionError
 from burnish.compiler.program import Program
+from burnish.compiler.quiet import quiet
 from burnish.compiler.registry import backend_names, find_backend
 from burnish.compiler.spec import parse_spec
 
@@ -55,7 +56,8 @@ def open_model(model: Model) -> torch.nn.Module | ExportedProgram | Program:
             return Program.load(path)
         if path.suffix == ".pt2":
             try:
-                return torch.export.load(path)
+                with quiet():
+                    return torch.export.load(path)
             except Exception as error:
                 raise FileFormatError(f"{path}: not an exported program: {error}") from error
         raise InputError(f"{path}: a model file is a .burnish (Program.save) or a .pt2 (torch.export.save)")

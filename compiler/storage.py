@@ -67,7 +67,10 @@ def save_program(program: Program, path: str | os.PathLike[str]) -> None:
         "orders": json.dumps(orders),
     }
     with atomic_path(path) as temporary:
+        temporary.touch()
+        mode = temporary.stat().st_mode
         save_file(tensors, temporary, metadata)
+        temporary.chmod(mode)  # safetensors makes files that only their owner may read
 
 
 def load_program(path: str | os.PathLike[str]) -> Program:

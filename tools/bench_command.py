@@ -7,6 +7,7 @@ are the same for all, as far as their names and sizes are.
 from __future__ import annotations
 
 import dataclasses
+import os
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -78,6 +79,7 @@ def profile(
 
     [dim]burnish profile resnet.onnx --input 'f32[1,3,224,224]'[/]
     """
+    os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # or else PyTorch's profiler logs its start and end
     from burnish.compiler.errors import InputError
     from burnish.tools.runnable import Runnable
 

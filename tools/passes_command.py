@@ -49,9 +49,10 @@ def passes(
 
 def _describe(kind: type[Pass]) -> dict[str, Any]:
     from burnish.compiler.numerics import Exact, Reassociates
+    from burnish.compiler.pipeline import Repeat
 
     numerics = kind.numerics
-    contract = "exact" if isinstance(numerics, Exact) else "lossy"
+    contract = "as the passes inside" if kind is Repeat else "exact" if isinstance(numerics, Exact) else "lossy"
     return {
         "name": kind.name,
         "doc": inspect.getdoc(kind) or "",
@@ -65,9 +66,13 @@ def _describe(kind: type[Pass]) -> dict[str, Any]:
 
 
 def _options(kind: type[Pass]) -> list[dict[str, Any]]:
+    from burnish.compiler.pipeline import Repeat
+
     hints = typing.get_type_hints(kind)
     options = []
     for field in dataclasses.fields(kind):
+        if kind is Repeat and field.name == "passes":
+            continue  # written in parentheses, not as an option
         factory = field.default_factory
         default = factory() if factory is not dataclasses.MISSING else field.default
         required = default is dataclasses.MISSING

@@ -10,7 +10,6 @@ from typing import Any
 from burnish.compiler import structure
 from burnish.compiler.backend import Artifact
 from burnish.compiler.binding import Binding
-from burnish.compiler.errors import BackendError
 from burnish.compiler.loading import load
 from burnish.compiler.program import Program
 from burnish.tools.example_inputs import inputs_for, read_npz
@@ -41,16 +40,11 @@ class Runnable:
         Raises:
             InputError: no such file.
             FileFormatError: the file is truncated, foreign, or of a kind that no backend reads.
-            BackendError: the artifact does not tell how it is called.
         """
         loaded = load(file)
         if isinstance(loaded, Program):
             return Runnable(loaded, Binding.of(loaded), loaded.samples, None)
-        # Artifacts keep it in the description of their own graph's inputs and outputs.
-        binding = getattr(getattr(loaded, "convention", loaded), "binding", None)
-        if not isinstance(binding, Binding):
-            raise BackendError(f"{file}: a {type(loaded).__name__} has no `binding` that tells how it is called")
-        return Runnable(loaded, binding, {}, loaded)
+        return Runnable(loaded, loaded.binding, {}, loaded)
 
     def arguments(
         self, texts: Sequence[str], seed: int, npz: Path | None = None

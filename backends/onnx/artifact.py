@@ -21,6 +21,7 @@ from burnish.backends.onnx.model import Model
 from burnish.backends.onnx.session import Session
 from burnish.backends.onnx.settings import Settings
 from burnish.backends.onnx.trace import rows_of
+from burnish.compiler.binding import Binding
 from burnish.compiler.capture import Inputs, as_arguments
 from burnish.compiler.errors import InputError
 from burnish.compiler.measure import Timing, benchmark
@@ -54,6 +55,11 @@ class OnnxArtifact:
         self._session: Session | None = None
         self._state: dict[str, torch.Tensor] = {}
         self.reset()
+
+    @property
+    def binding(self) -> Binding:
+        """How it is called."""
+        return self.model.convention.binding
 
     @property
     def session(self) -> Session:

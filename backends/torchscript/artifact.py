@@ -105,6 +105,11 @@ class TorchScriptArtifact:
         self._initial = self._state()
         self._size: int | None = None
 
+    @property
+    def binding(self) -> Binding:
+        """How it is called."""
+        return self.convention.binding
+
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run; same pytree in and out as the model, torch tensors.
 

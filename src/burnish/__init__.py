@@ -1,30 +1,9 @@
 """burnish: an optimizing graph compiler for PyTorch models."""
 
-from burnish.compiler.capture import capture
-from burnish.compiler.compile import Compiled
-from burnish.compiler.compile import compile_model as compile
-from burnish.compiler.context import Context
-from burnish.compiler.errors import (
-    BackendError,
-    BurnishError,
-    CaptureError,
-    FileFormatError,
-    InputError,
-    MissingDependencyError,
-    OptionError,
-    PassError,
-    PipelineError,
-    TextError,
-    VerificationError,
-)
-from burnish.compiler.facts import Fact
-from burnish.compiler.loading import load
-from burnish.compiler.numerics import Exact, Lossy, Reassociates
-from burnish.compiler.pass_base import Pass
-from burnish.compiler.pipeline import Pipeline
-from burnish.compiler.program import Program
-from burnish.compiler.registry import register_backend, register_pass
-from burnish.compiler.rewriter import Rewriter, rule
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from burnish._api import *
 
 __all__ = [
     "BackendError",
@@ -55,3 +34,17 @@ __all__ = [
     "register_pass",
     "rule",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """Read the public names at their first use: `burnish --help` need not wait for PyTorch."""
+    if name not in __all__:
+        raise AttributeError(f"module 'burnish' has no attribute {name!r}")
+    from burnish import _api
+
+    globals().update({each: getattr(_api, each) for each in __all__})
+    return globals()[name]
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
