@@ -83,9 +83,9 @@ class AffineLayer:
         padding = given.get("padding", 0)
         if self.transposed:
             plain = all(size == 1 for size in taps) and _all(given["stride"], 1) and _all(given["output_padding"], 0)
-            return None if plain and _all(padding, 0) else "is transposed, so that taps overlap unevenly"
+            return None if plain and _all(padding, 0) else "is transposed: overlapping taps would spread its shift unevenly"
         inside = all(size == 1 for size in taps) if padding == "same" else padding == "valid" or _all(padding, 0)
-        return None if inside else "pads with zeros"
+        return None if inside else "pads with zeros, which its shift would not reach"
 
     def with_constants(
         self, rewriter: Rewriter, weight: torch.Tensor, bias: torch.Tensor, origins: Sequence[fx.Node]

@@ -160,7 +160,7 @@ class _Folder:
                 raise Refusal(f"{_described(user)} takes its result as a parameter")
             reason = pad or layer.uneven()
             if reason is not None and shifts:
-                raise Refusal(f"{_described(user)} behind it {reason}, which its shift would not reach")
+                raise Refusal(f"{_described(user)} behind it {reason}")
             found[user] = _Consumer(layer, *self._constants(layer, rewriter))
         if not found:
             raise Refusal("nobody uses its result")
@@ -218,7 +218,7 @@ def _pad_reason(node: fx.Node) -> str | None:
         return None
     if given["value"]:
         raise Refusal(f"{_described(node)} pads with another number than zero")
-    return "is padded with zeros"
+    return "is padded with zeros, which its shift would not reach"
 
 
 def _users_reason(node: fx.Node) -> str:
