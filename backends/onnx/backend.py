@@ -19,6 +19,8 @@ from burnish.compiler.backend import Finding
 from burnish.compiler.binding import Binding
 from burnish.compiler.context import Target
 from burnish.compiler.errors import BackendError
+from burnish.compiler.graphs import name_of
+from burnish.compiler.provenance import provenance_of
 
 if TYPE_CHECKING:
     from burnish.compiler.pipeline import Pipeline
@@ -52,7 +54,7 @@ class OnnxBackend:
         return list(findings(program, DEFAULT_OPSET))
 
     def emit(self, program: Program, options: Mapping[str, Any]) -> OnnxArtifact:
-        """Lower `program`; it is not changed, and its weights are not copied.
+        """Lower `program`; it is not changed. Weights are shared with it, but for those that ONNX wants transposed.
 
         Raises:
             OptionError: an option is unknown or has an unusable value.
@@ -62,8 +64,7 @@ class OnnxBackend:
         found = list(findings(program, settings.opset))
         if found:
             more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
-            module = f", in {found[0].module}" if found[0].module else ""
-            raise BackendError(f"the onnx backend cannot take {found[0]}{module}{more}")
+            raise BackendError(f"the onnx backend cannot take {found[0]}{_place(program, found[0])}{more}")
         with torch.no_grad():
             model = model_of(lower(program, settings.opset), Binding.of(program), program.constants)
         model.check()
@@ -79,3 +80,12 @@ class OnnxBackend:
             FileFormatError: the file is truncated or not ONNX.
         """
         return OnnxArtifact(load_model(path), Settings.parse(options))
+
+
+def _place(program: Program, finding: Finding) -> str:
+    for _, graph in program.all_graphs():
+        for node in graph.nodes:
+            provenance = provenance_of(node)
+            if name_of(node) == finding.node and provenance is not None and provenance.origins:
+                return f", from {', '.join(map(str, provenance.origins))}"
+    return ""

@@ -13,7 +13,7 @@ from burnish.backends.onnx.decompose import Translations, missing, translations
 from burnish.backends.onnx.model import DTYPES
 from burnish.compiler.backend import Finding
 from burnish.compiler.graphs import name_of
-from burnish.compiler.operators import is_mutating, operator_name
+from burnish.compiler.operators import arguments, is_mutating, operator_name
 from burnish.compiler.program import Program
 from burnish.compiler.to_export import module_of
 
@@ -56,6 +56,8 @@ def _operator_reason(node: fx.Node, known: Translations, program: Program) -> st
         )
     if isinstance(target, OpOverload) and is_mutating(target):
         return "" if target is torch.ops.aten.copy_.default else "it writes to its input"
+    if "divisor_override" in arguments(node) and arguments(node)["divisor_override"] is not None:
+        return "the exporter ignores divisor_override: multiply the result instead"
     unknown = missing(node, known, program.fake_mode)
     if not unknown:
         return ""

@@ -46,7 +46,7 @@ class Lowered:
     """An ONNX model with its calling convention.
 
     Attributes:
-        model: the graph; its initializers refer to the Program's tensors, nothing is copied.
+        model: the graph; its initializers refer to the Program's tensors, or to transposed copies of these.
         outputs: the graph output for every output of the Program.
         state: the graph input and the graph output of every buffer that the Program updates.
         numbers: those outputs of the Program that are plain numbers, with their type ("int", "float", "bool").

@@ -10,6 +10,7 @@ tensor or a tuple of tensors as its result. Not handled there: inputs and output
 
 from __future__ import annotations
 
+import itertools
 import os
 from pathlib import Path
 
@@ -34,19 +35,17 @@ _ALIGNMENT = 4096
 def save_model(model: Model, path: str | os.PathLike[str]) -> None:
     """Write `model`; an interrupted save leaves the old file, and what it refers to, whole."""
     final = Path(path)
-    beside = sorted(final.parent.glob(f"{_escaped(final.stem)}*.data"))
-    old = [each for each in beside if _is_data_of(each, final)]
+    old = _data_of(final)
     if model.bytes() <= MAX_INLINE:
         _write(complete(model), final)
     else:
-        taken = {each.name for each in old}
-        names = (f"{final.stem}.{index}.data" if index else f"{final.stem}.data" for index in range(len(taken) + 1))
-        data = final.with_name(next(name for name in names if name not in taken))
+        names = (f"{final.stem}.{index}.data" if index else f"{final.stem}.data" for index in itertools.count())
+        data = next(each for each in map(final.with_name, names) if not each.exists())
         with atomic_path(data) as temporary:
             graph = _write_data(model, temporary, data.name)
         _write(graph, final)
     for each in old:
-        each.unlink()
+        each.unlink(missing_ok=True)
 
 
 def complete(model: Model) -> onnx.ModelProto:
@@ -141,13 +140,17 @@ def _write_data(model: Model, file: Path, name: str) -> onnx.ModelProto:
     return proto
 
 
-def _is_data_of(file: Path, model: Path) -> bool:
-    middle = file.name.removeprefix(model.stem).removesuffix(".data")
-    return middle == "" or middle[1:].isdigit()
-
-
-def _escaped(text: str) -> str:
-    return "".join(f"[{each}]" if each in "*?[" else each for each in text)
+def _data_of(model: Path) -> list[Path]:
+    """Return the files of weights that a burnish model at `model` refers to: nobody else's file is ever removed."""
+    proto = onnx.ModelProto()
+    try:
+        proto.ParseFromString(model.read_bytes())
+    except (DecodeError, OSError):
+        return []
+    if proto.producer_name != "burnish":
+        return []
+    found = {e.value for each in proto.graph.initializer for e in each.external_data if e.key == "location"}
+    return [model.with_name(name) for name in sorted(found) if Path(name).name == name]
 
 
 def _bytes(tensor: torch.Tensor) -> bytes:

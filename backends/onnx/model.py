@@ -1,4 +1,4 @@
-"""An ONNX model in memory: the graph as protobuf, and the weights as torch tensors beside it, never copied.
+"""An ONNX model in memory: the graph as protobuf, and the weights as torch tensors beside it, shared with the Program.
 
 Initializers of more than `INLINE_BYTES` bytes are marked external in the protobuf and held in `weights`; this is also
 how ONNX Runtime gets them, so that a model above protobuf's 2 GB needs no file to run.

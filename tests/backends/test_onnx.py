@@ -285,8 +285,33 @@ def test_an_operator_without_translation_is_named_with_its_module() -> None:
     program = capture(Outer(), (torch.eye(3).expand(2, 3, 3),))
     (found,) = OnnxBackend().check(program)
     assert found.module == "inner" and "neither a translation" in found.reason
-    with pytest.raises(BackendError, match="inner"):
+    with pytest.raises(BackendError, match=r"inner\.linalg_eigh .*, from inner \(.*test_onnx\.py:\d+\)"):
         OnnxBackend().emit(program, {})
+
+
+def test_a_translation_that_fails_is_named_with_its_module_and_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    from torch.onnx._internal.exporter import _dispatching
+
+    dispatch = _dispatching.dispatch
+
+    def failing(node: torch.fx.Node, registry: Any) -> Any:
+        def fail(*args: Any, **kwargs: Any) -> None:
+            raise ValueError("no such thing")
+
+        return (fail, "") if node.target is torch.ops.aten.relu.default else dispatch(node, registry)
+
+    monkeypatch.setattr(_dispatching, "dispatch", failing)
+    with pytest.raises(BackendError, match=r"relu \(aten\.relu\) from <root> \(.*onnx_models\.py:\d+\): no such thing"):
+        emit(models.Cnn().eval(), image())
+
+
+def test_an_argument_that_the_exporter_ignores_is_found() -> None:
+    class Pool(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return nn.functional.avg_pool2d(x, 2, divisor_override=3)
+
+    (found,) = OnnxBackend().check(capture(Pool(), image()))
+    assert "divisor_override" in found.reason
 
 
 def test_checks_find_nothing_in_what_can_be_lowered() -> None:

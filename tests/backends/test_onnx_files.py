@@ -110,6 +110,19 @@ def test_large_weights_lie_in_one_file_beside(
     assert torch.equal(loaded(given), wide(given))
 
 
+def test_a_file_of_somebody_else_is_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    theirs = tmp_path / "model.data"
+    theirs.write_bytes(b"mine")
+    wide = BACKEND.emit(capture(nn.Linear(48, 40).eval(), (torch.randn(2, 48),)), {})
+    path = tmp_path / "model.onnx"
+    wide.save(path)
+    monkeypatch.setattr(files, "MAX_INLINE", 1000)
+    for _ in range(2):
+        wide.save(path)
+        assert theirs.read_bytes() == b"mine" and len(list(tmp_path.iterdir())) == 3
+    BACKEND.load(path, {})
+
+
 def test_an_interrupted_save_leaves_the_old_file(
     artifact: OnnxArtifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
