@@ -24,7 +24,6 @@ _UNSET = frozenset(
     {"empty", "empty_like", "empty_strided", "empty_permuted", "new_empty", "new_empty_strided", "resize"}
 )
 _LARGEST = 1 << 30
-_DATA_DEPENDENT = frozenset({torch.Tag.dynamic_output_shape, torch.Tag.data_dependent_output})
 
 
 class FixedNodes:
@@ -94,7 +93,9 @@ def _reason(node: fx.Node) -> str | None:
         return "its constant is kept quantized on purpose"
     if not target._schema.returns:
         return ""
-    if not _DATA_DEPENDENT.isdisjoint(target.tags):
+    if torch.Tag.data_dependent_output in target.tags:
+        return "it reads a number out of a tensor"
+    if torch.Tag.dynamic_output_shape in target.tags:
         return "the size of its result depends on its values"
     for each in torch.utils._pytree.tree_leaves(node.meta["val"]):
         size = byte_size(each)
