@@ -70,7 +70,13 @@ class FoldConstants(Pass):
             for node, reason in fixed.refused.items():
                 rewriter.skip(node, reason)
             stored = self._choose(graph, fixed, program, rewriter)
-            _store(graph, fixed, stored, pool, program, rewriter)
+            try:
+                _store(graph, fixed, stored, pool, program, rewriter)
+            finally:
+                # At the end, and at once: a union after each would be quadratic in the number of equal results.
+                for constant, others in pool.origins.items():
+                    rewriter.inherit(constant, others)
+                pool.origins.clear()
 
     def _choose(self, graph: fx.Graph, fixed: FixedNodes, program: Program, rewriter: Rewriter) -> dict[fx.Node, None]:
         """Return the nodes whose results are to be stored."""
@@ -105,6 +111,8 @@ class _Pool:
         # By type alone: the content of a constant is looked at only when a result has its type.
         self.unread: dict[Hashable, list[str]] = {}
         self.names: dict[Hashable, str] = {}
+        # What constants that there were already stand for now.
+        self.origins: dict[fx.Node, list[fx.Node]] = {}
         for name, value in program.used_constants().items():
             if name not in mutable and value.layout is torch.strided:
                 self.unread.setdefault(_type_key(value), []).append(name)
@@ -198,8 +206,8 @@ def _replace(
             constant = rewriter.set_constant(graph, name_of(node), value, falling)
             pool.add(value, str(constant.target))
         else:
-            constant = rewriter.constant_node(graph, known, falling)
-            rewriter.inherit(constant, falling)
+            constant = rewriter.constant_node(graph, known, falling[:1])
+            pool.origins.setdefault(constant, []).extend(falling)
         rewriter.replace(node, constant)
         for each in falling[1:]:
             if each is not constant:

@@ -23,6 +23,10 @@ from burnish.passes.canonical import FoldConstants
 class Model(nn.Module):
     """Runs a function on itself and the input; holds a weight, its transpose's twin, and a counter."""
 
+    weight: nn.Parameter
+    other: torch.Tensor
+    steps: torch.Tensor
+
     def __init__(self, function: Callable[[Model, torch.Tensor], object]) -> None:
         super().__init__()
         torch.manual_seed(0)
