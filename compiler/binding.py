@@ -5,6 +5,7 @@ It is written into saved artifacts as JSON, so that they are called like the mod
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -12,9 +13,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from burnish.compiler import structure
-from burnish.compiler.errors import FileFormatError, InputError
+from burnish.compiler.conditions import SizeRules, range_conditions
+from burnish.compiler.errors import FileFormatError, InputError, TextError
+from burnish.compiler.expressions import SymbolNames
 from burnish.compiler.graphs import placeholders
-from burnish.compiler.sizes import static_size
+from burnish.compiler.sizes import expression, static_size
 from burnish.compiler.structure import Container, Leaf, Literal, Structure
 
 if TYPE_CHECKING:
@@ -25,10 +28,13 @@ __all__ = ["Binding", "InputType"]
 
 @dataclass(frozen=True, slots=True)
 class InputType:
-    """Type of one input: element type (None for a plain number), and sizes (None where dynamic)."""
+    """Type of one input: element type (None for a plain number), and sizes.
+
+    A size is a number, an expression in the text form's symbols where it is dynamic, or None where nothing is known.
+    """
 
     dtype: torch.dtype | None
-    shape: tuple[int | None, ...] = ()
+    shape: tuple[int | str | None, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,24 +46,29 @@ class Binding:
         outputs: structure of the result.
         parameters: names of the positional parameters.
         types: the type of every input by name.
+        conditions: comparisons of sizes that every call must satisfy, as text.
     """
 
     inputs: Structure
     outputs: Structure
     parameters: tuple[str, ...]
     types: Mapping[str, InputType]
+    conditions: tuple[str, ...] = ()
 
     @staticmethod
     def of(program: Program) -> Binding:
         """Return the calling convention of `program`."""
+        names = SymbolNames()
         types = {
-            str(node.target): _type_of(node.meta.get("val"))
+            str(node.target): _type_of(node.meta.get("val"), names)
             for graph in program.graphs.values()
             for node in placeholders(graph)
         }
         signature: Signature = program.signature
         wanted = {name: types[name] for name in signature.input_names if name in types}
-        return Binding(signature.inputs, signature.outputs, signature.parameters, wanted)
+        ranges = range_conditions(program.fake_mode.shape_env, list(names.names))
+        conditions = tuple(each.text(names) for each in (*ranges, *program.conditions))
+        return Binding(signature.inputs, signature.outputs, signature.parameters, wanted, conditions)
 
     def bind(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
         """Return the inputs of a call by name.
@@ -84,6 +95,11 @@ class Binding:
         values = structure.flatten(self.inputs, (tuple(positional), given))
         for name, expected in self.types.items():
             _check(name, values[name], expected)
+        shapes = {name: tuple(values[name].shape) for name, kind in self.types.items() if kind.dtype is not None}
+        rules = _rules(tuple((name, kind.shape) for name, kind in self.types.items()), self.conditions)
+        objection = rules.check(shapes)
+        if objection is not None:
+            raise InputError(f"{objection}: capture again with inputs like these")
         return values
 
     def result(self, outputs: Mapping[str, Any]) -> Any:
@@ -100,6 +116,7 @@ class Binding:
                 name: {"dtype": None if each.dtype is None else str(each.dtype)[6:], "shape": list(each.shape)}
                 for name, each in self.types.items()
             },
+            "conditions": list(self.conditions),
         }
 
     @staticmethod
@@ -116,22 +133,35 @@ class Binding:
                 if dtype is not None and not isinstance(dtype, torch.dtype):
                     raise TypeError(f"{each['dtype']!r} is no dtype")
                 types[str(name)] = InputType(
-                    dtype, tuple(None if size is None else int(size) for size in each["shape"])
+                    dtype, tuple(size if size is None or isinstance(size, str) else int(size) for size in each["shape"])
                 )
-            return Binding(
+            found = Binding(
                 _structure_from_json(data["inputs"]),
                 _structure_from_json(data["outputs"]),
                 tuple(str(name) for name in data["parameters"]),
                 types,
+                tuple(str(each) for each in data["conditions"]),
             )
-        except (KeyError, TypeError, ValueError, AttributeError, IndexError, RecursionError) as error:
+            SizeRules({name: kind.shape for name, kind in types.items()}, found.conditions)
+            return found
+        except (KeyError, TypeError, ValueError, AttributeError, IndexError, RecursionError, TextError) as error:
             raise FileFormatError(f"the calling convention in the file cannot be read: {error!r}") from error
 
 
-def _type_of(value: Any) -> InputType:
+@functools.lru_cache(maxsize=64)
+def _rules(shapes: tuple[tuple[str, tuple[int | str | None, ...]], ...], conditions: tuple[str, ...]) -> SizeRules:
+    return SizeRules(dict(shapes), conditions)
+
+
+def _type_of(value: Any, names: SymbolNames) -> InputType:
     if not isinstance(value, torch.Tensor):
         return InputType(None)
-    return InputType(value.dtype, tuple(static_size(size) for size in value.shape))
+    return InputType(value.dtype, tuple(_size_of(size, names, index == 0) for index, size in enumerate(value.shape)))
+
+
+def _size_of(size: int | torch.SymInt, names: SymbolNames, leading: bool) -> int | str:
+    number = static_size(size)
+    return number if number is not None else names.expression(expression(size), leading=leading)
 
 
 def _check(name: str, value: Any, expected: InputType) -> None:
@@ -148,7 +178,7 @@ def _check(name: str, value: Any, expected: InputType) -> None:
             f"input {name!r} must have {len(expected.shape)} dimensions, but has shape {list(value.shape)}"
         )
     for index, (size, wanted) in enumerate(zip(value.shape, expected.shape, strict=True)):
-        if wanted is not None and size != wanted:
+        if isinstance(wanted, int) and size != wanted:
             raise InputError(
                 f"input {name!r} has size {size} in dimension {index}, but was captured with {wanted} there:"
                 " capture again with that dimension in dynamic_shapes"

@@ -14,13 +14,15 @@ from torch.export import ExportedProgram
 from torch.export.graph_signature import ConstantArgument, InputKind, OutputKind
 
 from burnish.compiler import structure
+from burnish.compiler.conditions import conditions_of
 from burnish.compiler.errors import CaptureError
 from burnish.compiler.functional import IDENTITIES, functional
 from burnish.compiler.graphs import NameTable, calls
 from burnish.compiler.operators import operator_name
+from burnish.compiler.printer import symbol_names
 from burnish.compiler.program import Program, Signature
 from burnish.compiler.provenance import Origin, Provenance, from_export, set_provenance
-from burnish.compiler.sizes import static_size
+from burnish.compiler.sizes import expression, static_size
 
 __all__ = ["program_from_export"]
 
@@ -78,6 +80,12 @@ class _Importer:
             signature=Signature(self._input_structure(), outputs, parameters),
             fake_mode=self._fake_mode(),
             notes=(*notes, *self.notes),
+        )
+        program.conditions = conditions_of(program.fake_mode.shape_env, _input_symbols(self.graph))
+        names = symbol_names(program)
+        program.notes += tuple(
+            f"captured for {each.text(names)} only: the model takes another path elsewhere"
+            for each in program.conditions
         )
         program.samples = self._samples(program, samples)
         program.notes += tuple(static_dimension_notes(program))
@@ -292,6 +300,17 @@ def name_nodes(graph: fx.Graph) -> None:
 def _module_path(node: fx.Node) -> str:
     provenance = node.meta["provenance"]
     return str(provenance.origins[0].module) if provenance.origins else ""
+
+
+def _input_symbols(graph: fx.Graph) -> set[Any]:
+    return {
+        symbol
+        for node in graph.find_nodes(op="placeholder")
+        if isinstance(value := node.meta.get("val"), torch.Tensor)
+        for size in value.shape
+        if isinstance(size, torch.SymInt)
+        for symbol in expression(size).free_symbols
+    }
 
 
 def static_dimension_notes(program: Program) -> Iterator[str]:

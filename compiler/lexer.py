@@ -25,7 +25,7 @@ _TOKEN = re.compile(
     rf"(?P<space>[ \t]+)|(?P<reference>[%@&](?:[0-9A-Za-z_.]+|{_STRING}))"
     r"|(?P<word>[A-Za-z_][0-9A-Za-z_]*(?:\.[0-9A-Za-z_]+)*)"
     r"|(?P<number>[0-9]+(?:\.[0-9]+)?(?:[eE][+-]?[0-9]+)?)"
-    rf"|(?P<string>{_STRING})|(?P<punctuation>\*\*|//|\.\.|[()\[\]{{}},:=!+*/-])|(?P<bad>.)",
+    rf"|(?P<string>{_STRING})|(?P<punctuation>\*\*|//|\.\.|<=|>=|==|!=|[()\[\]{{}},:=!+*/<>-])|(?P<bad>.)",
     re.ASCII | re.DOTALL,
 )
 

@@ -85,6 +85,7 @@ def _parse(text: str, given: Mapping[str, torch.Tensor], samples: Mapping[str, A
         fake_mode=table.fake_mode,
         facts=frozenset(Fact(name) for name in syntax.facts),
         history=syntax.passes,
+        conditions=tuple(syntax.conditions),
     )
     budget = _Budget(syntax)
     program.constants = {

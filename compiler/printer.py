@@ -111,6 +111,7 @@ class _Printer:
         if program.facts:
             lines.append(f"# facts: {','.join(sorted(str(fact) for fact in program.facts))}")
         lines += self._dims()
+        lines += [f"where {condition.text(self.names)}" for condition in program.conditions]
         graphs = [
             ([str(node.target) for node in placeholders(graph)], list(_outputs(graph)))
             for graph in program.graphs.values()

@@ -22,6 +22,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from burnish.compiler import graphs as graph_functions
 from burnish.compiler import interpreter
 from burnish.compiler.binding import Binding
+from burnish.compiler.conditions import Condition
 from burnish.compiler.facts import Fact
 from burnish.compiler.structure import Structure, leaf_names, unflatten
 
@@ -71,6 +72,7 @@ class Program:
         samples: one tensor (or number) per input, used to verify and to measure; may be empty.
         facts: what is known to hold.
         history: the passes that have run, in pipeline text.
+        conditions: what the sizes of the inputs must satisfy, besides their ranges.
         notes: what the user should know (an input that could not be made dynamic, say).
     """
 
@@ -82,6 +84,7 @@ class Program:
     samples: dict[str, Any] = field(default_factory=dict)
     facts: frozenset[Fact] = frozenset()
     history: tuple[str, ...] = ()
+    conditions: tuple[Condition, ...] = ()
     notes: tuple[str, ...] = ()
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:

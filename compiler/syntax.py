@@ -12,6 +12,7 @@ from typing import Any
 
 import sympy
 
+from burnish.compiler.conditions import Condition, parse_condition
 from burnish.compiler.errors import TextError
 from burnish.compiler.lexer import Cursor, Token
 from burnish.compiler.structure import Structure
@@ -25,6 +26,8 @@ VERSION = 1
 _SYMBOL = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
 SymbolReader = Callable[[str, Token], sympy.Expr]
+
+_STATEMENTS = "'graph', 'branch', 'constant', 'inputs', 'outputs', 'parameters', 'dims' or 'where'"
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +102,7 @@ class ProgramText:
     place: Place
     passes: tuple[str, ...] = ()
     facts: tuple[str, ...] = ()
+    conditions: list[Condition] = field(default_factory=list)
     inputs: Structure | None = None
     outputs: Structure | None = None
     parameters: tuple[str, ...] | None = None
@@ -165,7 +169,9 @@ class _Reader:
         cursor.end()
 
     def _outside(self, cursor: Cursor) -> None:
-        token = cursor.take("word", "'graph', 'branch', 'constant', 'inputs', 'outputs', 'parameters' or 'dims'")
+        token = cursor.take(
+            "word", "'graph', 'branch', 'constant', 'inputs', 'outputs', 'parameters', 'dims' or 'where'"
+        )
         result = self.result
         if token.text in ("graph", "branch"):
             self._open(cursor, result.graphs if token.text == "graph" else result.branches)
@@ -173,6 +179,10 @@ class _Reader:
             self._constant(cursor)
         elif token.text == "dims":
             self._dims(cursor)
+        elif token.text == "where":
+            if result.graphs or result.branches:
+                cursor.fail("conditions are stated before the graphs", token.column)
+            result.conditions.append(parse_condition(cursor, self.symbol))
         elif token.text in ("inputs", "outputs", "parameters"):
             if getattr(result, token.text) is not None:
                 cursor.fail(f"{token.text!r} stands twice", token.column)
@@ -191,6 +201,8 @@ class _Reader:
             cursor.fail(f"{token.text!r} cannot be declared, or is so twice", token.column)
         if self.result.graphs or self.result.branches:
             cursor.fail("dims are declared before the graphs", token.column)
+        if self.result.conditions:
+            cursor.fail("dims are declared before conditions", token.column)
         cursor.expect(":")
         low = self._bound(cursor)
         cursor.expect("..")

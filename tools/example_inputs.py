@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 import zipfile
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -111,10 +112,12 @@ def read_npz(path: Path, binding: Binding) -> dict[str, Any]:
     if not path.is_file():
         raise InputError(f"{path}: no such file")
     try:
+        if not zipfile.is_zipfile(path):
+            raise FileFormatError(f"{path} is no .npz file, or is truncated")
         with np.load(path, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
-    except (ValueError, OSError, EOFError, zipfile.BadZipFile, AttributeError, TypeError) as error:
-        raise FileFormatError(f"{path} is no .npz file: {error}") from error
+    except (ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        raise FileFormatError(f"{path} cannot be read: {error}") from error
     wanted = list(binding.types)
     if set(arrays) != set(wanted):
         raise InputError(f"{path} holds {', '.join(arrays) or 'nothing'}, and the inputs are {', '.join(wanted)}")
@@ -130,8 +133,9 @@ def write_npz(path: Path, values: Mapping[str, Any]) -> None:
 def _value(name: str, wanted: InputType, seed: int, sample: Any) -> Any:
     if wanted.dtype is None:
         return _DYNAMIC_SIZE if sample is None else sample
-    sizes = list(sample.shape) if isinstance(sample, torch.Tensor) else [_DYNAMIC_SIZE] * len(wanted.shape)
-    shape = tuple(sizes[index] if size is None else size for index, size in enumerate(wanted.shape))
+    fits = isinstance(sample, torch.Tensor) and sample.dim() == len(wanted.shape)
+    sizes = list(sample.shape) if fits else [_DYNAMIC_SIZE] * len(wanted.shape)
+    shape = tuple(size if isinstance(size, int) else sizes[index] for index, size in enumerate(wanted.shape))
     return random_sample(name, wanted.dtype, shape, seed)
 
 

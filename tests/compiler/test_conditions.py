@@ -1,0 +1,113 @@
+"""A model that branches on a size is refused, never wrong, where another branch would be taken."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import burnish
+from burnish import InputError, Program, TextError
+
+
+class Wrap(torch.nn.Module):
+    def __init__(self, function: Callable[..., torch.Tensor]) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, *args: torch.Tensor) -> torch.Tensor:
+        return self.function(*args)
+
+
+def above(x: torch.Tensor) -> torch.Tensor:
+    return x + 2 if x.shape[0] > 2 else x * 3
+
+
+def one(x: torch.Tensor) -> torch.Tensor:
+    return x + 2 if x.shape[0] == 1 else x * 3
+
+
+def parity(x: torch.Tensor) -> torch.Tensor:
+    return x + 2 if x.shape[0] % 2 == 0 else x * 3
+
+
+def equal(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    return x.sum() + 2 + y.sum() if x.shape[0] == y.shape[0] else x.sum() - y.sum()
+
+
+def less(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    return x.sum() + 2 + y.sum() if x.shape[0] < y.shape[0] else x.sum() - y.sum()
+
+
+def either(x: torch.Tensor) -> torch.Tensor:
+    return x + 2 if x.shape[0] < 2 or x.shape[0] > 6 else x * 3
+
+
+def other_size(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    return x.view(y.shape[0], -1) * 2
+
+
+def expanded(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    return x.expand(y.shape[0], -1) * 2
+
+
+CASES: list[tuple[Callable[..., torch.Tensor], tuple[int, ...]]] = [
+    (above, (2,)), (above, (3,)), (one, (2,)), (one, (1,)), (parity, (2,)), (parity, (3,)), (equal, (2, 2)),
+    (equal, (2, 4)), (less, (2, 4)), (less, (4, 2)), (either, (4,)), (either, (7,)), (other_size, (2, 2)),
+    (expanded, (2, 2)), (expanded, (1, 4)),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("function", "batches"), CASES)
+def test_never_wrong(function: Callable[..., torch.Tensor], batches: tuple[int, ...], tmp_path: Path) -> None:
+    inputs = tuple(torch.randn(batch, 4) for batch in batches)
+    model = Wrap(function)
+    program = burnish.capture(model, inputs)
+    compiled: Any = burnish.compile(program, backend="torchscript")
+    compiled.save(tmp_path / "m.pt")
+    loaded: Any = burnish.load(tmp_path / "m.pt")
+    ran = 0
+    for first in (1, 2, 3, 4, 6, 7, 8):
+        for second in (1, 2, 4) if len(inputs) == 2 else (0,):
+            call = [torch.randn(first, 4), torch.randn(second, 4)][: len(inputs)]
+            for each in (program, compiled, loaded):
+                try:
+                    actual = each(*call)
+                except InputError:
+                    continue
+                torch.testing.assert_close(actual, model(*call))
+                ran += 1
+    assert ran >= 3
+    torch.testing.assert_close(program(*inputs), model(*inputs))
+
+
+def test_conditions_are_part_of_the_text_and_of_the_notes() -> None:
+    program = burnish.capture(Wrap(parity), (torch.zeros(2, 4),))
+    text = program.print()
+    assert "where Mod(B, 2) == 0" in text
+    assert any("Mod(B, 2) == 0 only" in note for note in program.notes)
+    parsed = Program.parse(text)
+    assert parsed.print() == text
+    with pytest.raises(InputError, match=r"captured for Mod\(B, 2\) == 0 only, and B = dimension 0 of input .* = 3"):
+        parsed(torch.zeros(3, 4))
+    optimized = burnish.Pipeline.parse("canonicalize,cse,dce").run(program)
+    assert "where Mod(B, 2) == 0" in optimized.print()
+
+
+BODY = "{\n  %a = aten.relu(%x) : f32[B, 3]\n  return %a\n}"
+
+
+def test_a_size_that_two_inputs_share_must_agree() -> None:
+    program = Program.parse(f"# burnish 1\ngraph main(%x: f32[B, 3], %y: f32[2*B]) {BODY}")
+    program(torch.zeros(3, 3), torch.zeros(6))
+    with pytest.raises(InputError, match=r"dimension 0 of input 'y' must be 2\*B = 6, but is 5"):
+        program(torch.zeros(3, 3), torch.zeros(5))
+
+
+@pytest.mark.parametrize("line", ["where B", "where B = 2", "where == 2", "where B < 2 < 3", "where B // 0 == 1"])
+def test_bad_conditions_are_refused(line: str) -> None:
+    with pytest.raises(TextError):
+        Program.parse(f"# burnish 1\n{line}\ngraph main(%x: f32[B, 3]) {BODY}")
