@@ -193,11 +193,26 @@ def _branch(name: str, source: fx.Graph) -> fx.GraphModule:
         elif node.op == "call_function":
             done[node] = _copy_call(graph, node, done)
         elif node.op == "output":
-            result = graph.output(fx.node.map_arg(node.args[0], done.__getitem__))
+            result = graph.output(_own_results(graph, node.args[0], done))
             result.meta = {"val": fx.node.map_arg(node.args[0], lambda each: each.meta.get("val"))}
         else:
             raise BackendError(f"branch {name!r} refers to {node.target!r}: pass constants to torch.cond as operands")
     return fx.GraphModule(torch.nn.Module(), graph)
+
+
+def _own_results(graph: fx.Graph, results: Any, done: dict[fx.Node, Any]) -> Any:
+    """Return what a branch returns, copied where it is an input or stands twice: torch.cond allows neither."""
+    seen: set[fx.Node] = set()
+
+    def own(node: fx.Node) -> fx.Node:
+        made: fx.Node = done[node]
+        if isinstance(node.meta.get("val"), torch.Tensor) and (made.op == "placeholder" or made in seen):
+            made = graph.call_function(torch.ops.aten.clone.default, (made,))
+            made.meta = _meta(node)
+        seen.add(made)
+        return made
+
+    return fx.node.map_arg(results, own)
 
 
 def _copy_call(graph: fx.Graph, node: fx.Node, done: dict[fx.Node, Any]) -> fx.Node:

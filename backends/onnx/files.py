@@ -14,6 +14,7 @@ import itertools
 import os
 from pathlib import Path
 
+import numpy as np
 import onnx
 import torch
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
@@ -174,8 +175,12 @@ def _take_weights(proto: onnx.ModelProto, file: Path) -> dict[str, torch.Tensor]
             continue
         raw = _external(each, file, maps) if external else torch.frombuffer(bytearray(each.raw_data), dtype=torch.uint8)
         dtype = DTYPES.get(each.data_type)
-        count = torch.Size(each.dims).numel()
-        if dtype is None or raw.numel() != count * dtype.itemsize:
+        if dtype is None:  # float8 and the like, which only ONNX Runtime needs to know
+            each.raw_data = _bytes(raw)
+            each.ClearField("data_location")
+            del each.external_data[:]
+            continue
+        if raw.numel() != torch.Size(each.dims).numel() * dtype.itemsize:
             raise FileFormatError(f"{file}: the data of {each.name!r} do not have the size of its type: truncated?")
         # torch wants the first element at a multiple of the element's size.
         raw = raw if raw.data_ptr() % dtype.itemsize == 0 else raw.clone()
@@ -219,7 +224,9 @@ def _take_initial(
             continue
         value = weights.pop(each.name, None)
         if value is None:
-            value = torch.from_numpy(onnx.numpy_helper.to_array(each).copy()).view(DTYPES[each.data_type])
+            # By its bytes: torch does not take numpy's bfloat16.
+            data = onnx.numpy_helper.to_array(each).reshape(-1).view(np.uint8)
+            value = torch.from_numpy(data.copy()).view(DTYPES[each.data_type])
         initial[names[each.name]] = value.reshape(list(each.dims))
     del proto.graph.initializer[:]
     proto.graph.initializer.extend(kept)

@@ -128,7 +128,8 @@ class Model:
 
     def constant_outputs(self) -> frozenset[str]:
         """Return the graph outputs that depend on no input: ONNX Runtime may hand out its own copy of these."""
-        live = {value.name for value in self.graph.graph.input}
+        # An initializer may be an input too, in files from elsewhere.
+        live = {value.name for value in self.graph.graph.input} - {each.name for each in self.graph.graph.initializer}
         for node in self.graph.graph.node:
             # A branch of an If reads outer values by name: count the node as live.
             nested = any(attribute.HasField("g") for attribute in node.attribute)
@@ -157,8 +158,9 @@ class Model:
         stand_in = onnx.ModelProto()
         stand_in.CopyFrom(self.graph)
         kept = [each for each in stand_in.graph.initializer if each.name not in self.weights]
+        inputs = {each.name for each in stand_in.graph.input}
         for each in stand_in.graph.initializer:
-            if each.name in self.weights:
+            if each.name in self.weights and each.name not in inputs:
                 value = onnx.helper.make_tensor_value_info(each.name, each.data_type, list(each.dims))
                 stand_in.graph.input.append(value)
         del stand_in.graph.initializer[:]

@@ -77,6 +77,27 @@ def test_containers_and_state_survive(tmp_path: Path) -> None:
     torch.testing.assert_close(loaded(x), second)
 
 
+class Halving(nn.Module):
+    """Keeps state of a type that numpy lacks, in a small and in a large buffer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("small", torch.tensor(8.0, dtype=torch.bfloat16))
+        self.register_buffer("large", torch.full((700,), 4.0, dtype=torch.bfloat16))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        result = x + self.small.float() + self.large.float().sum()
+        self.small.copy_((self.small.float() / 2).to(torch.bfloat16))
+        self.large.copy_((self.large.float() / 2).to(torch.bfloat16))
+        return result
+
+
+def test_bfloat16_state_survives(tmp_path: Path) -> None:
+    BACKEND.emit(capture(Halving(), (torch.zeros(2),)), {}).save(tmp_path / "model.onnx")
+    loaded = BACKEND.load(tmp_path / "model.onnx", {})
+    assert [float(loaded(torch.zeros(1))) for _ in range(3)] == [2808.0, 1404.0, 702.0]
+
+
 def test_state_is_an_optional_input_of_the_saved_file(tmp_path: Path) -> None:
     import onnxruntime
 
@@ -225,6 +246,39 @@ def test_a_model_from_elsewhere_is_called_by_its_names(tmp_path: Path) -> None:
     for c, d in (loaded(a, b), loaded(a, b=b), loaded(b=b, a=a)):
         torch.testing.assert_close(c, a + b)
         torch.testing.assert_close(d, (a + b) * torch.tensor([2.0, 3.0]))
+
+
+def test_large_weights_from_elsewhere_may_be_inputs_too(tmp_path: Path) -> None:
+    value = helper.make_tensor_value_info
+    weight = torch.arange(600.0)
+    graph = helper.make_graph(
+        [helper.make_node("Add", ["a", "w"], ["b"]), helper.make_node("Neg", ["w"], ["c"])],
+        "elsewhere",
+        [value("a", TensorProto.FLOAT, [600]), value("w", TensorProto.FLOAT, [600])],
+        [value("b", TensorProto.FLOAT, [600]), value("c", TensorProto.FLOAT, [600])],
+        [onnx.numpy_helper.from_array(weight.numpy(), "w")],
+    )
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=3), tmp_path / "a.onnx")
+    loaded = BACKEND.load(tmp_path / "a.onnx", {})
+    loaded.save(tmp_path / "b.onnx")
+    for each in (loaded, BACKEND.load(tmp_path / "b.onnx", {})):
+        b, c = each(torch.ones(600))
+        assert torch.equal(b, weight + 1)
+        assert torch.equal(c, -weight)
+
+
+def test_weights_from_elsewhere_may_have_types_that_only_onnx_runtime_knows(tmp_path: Path) -> None:
+    value, one = helper.make_tensor_value_info, 56
+    graph = helper.make_graph(
+        [helper.make_node("Cast", ["w"], ["v"], to=TensorProto.FLOAT), helper.make_node("Add", ["a", "v"], ["b"])],
+        "elsewhere",
+        [value("a", TensorProto.FLOAT, [4000])],
+        [value("b", TensorProto.FLOAT, [4000])],
+        [helper.make_tensor("w", TensorProto.FLOAT8E4M3FN, [4000], bytes([one] * 4000), raw=True)],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 19)], ir_version=9)
+    onnx.save_model(model, tmp_path / "a.onnx", save_as_external_data=True, location="a.bin", size_threshold=0)
+    assert torch.equal(BACKEND.load(tmp_path / "a.onnx", {})(torch.ones(4000)), torch.full((4000,), 2.0))
 
 
 def test_a_model_from_elsewhere_without_tensors_is_refused(tmp_path: Path) -> None:

@@ -28,6 +28,13 @@ class Cells(nn.Module):
         return self.norm(self.gru(hidden, cell))
 
 
+class BranchThatDoesNothing(nn.Module):
+    """The passes drop the copies: a branch returns its input, the other one value twice."""
+
+    def forward(self, x):
+        return torch.cond(x.sum() > 0, lambda v: (v.clone(), v + 1), lambda v: ((y := v * 2), y.clone()), (x,))
+
+
 @pytest.mark.parametrize(
     ("model", "shape"),
     [(PaddedMaxPool(), (2, 16, 16)), (Cells(), (4,)), (nn.AdaptiveAvgPool1d(1), (3, 8)), (nn.RMSNorm(8), (8,))],
@@ -47,3 +54,12 @@ def test_the_file_of_a_padded_pool_is_right_in_plain_onnx_runtime(tmp_path):
     session = onnxruntime.InferenceSession(tmp_path / "pool.onnx", providers=["CPUExecutionProvider"])
     (actual,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})
     assert drift(torch.from_numpy(actual), model(x)) <= 1e-5
+
+
+@torch.no_grad()
+def test_branches_may_return_an_input_or_a_value_twice():
+    model, x = BranchThatDoesNothing(), torch.rand(2, 4) + 1
+    compiled = burnish.compile(model, inputs=(x,), backend="onnx")
+    for given in (x, -x):
+        for actual, expected in zip(compiled(given), model(given), strict=True):
+            assert torch.equal(actual, expected)
