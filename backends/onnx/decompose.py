@@ -123,6 +123,7 @@ def _expansion(node: fx.Node, known: Translations, fake_mode: FakeTensorMode) ->
 
     try:
         with fake_mode, enable_python_dispatcher(), torch.no_grad():
+            values = _each_its_own(values)
             # A composite operator comes apart in the first trace only, and may write in place there.
             pure = torch.func.functionalize(make_fx(run)(*values), remove="mutations")
             traced = make_fx(pure, decomposition_table=known.table)(*values)
@@ -132,6 +133,17 @@ def _expansion(node: fx.Node, known: Translations, fake_mode: FakeTensorMode) ->
     traced.graph.eliminate_dead_code()
     graph: fx.Graph = traced.graph
     return graph
+
+
+def _each_its_own(values: list[Any]) -> list[Any]:
+    """Copy a tensor that stands for several inputs: a trace tells inputs apart by the identity of their values."""
+    seen: set[int] = set()
+    own = []
+    for value in values:
+        repeated = isinstance(value, torch.Tensor) and id(value) in seen
+        own.append(value.clone() if repeated else value)
+        seen.add(id(value))
+    return own
 
 
 def _splice(node: fx.Node, body: fx.Graph, inputs: list[fx.Node]) -> None:
