@@ -7,6 +7,7 @@ the old one stands beside its place, under such a hidden name.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import secrets
 import shutil
@@ -23,9 +24,12 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
     On an error what was written is removed, and `path` stays as it was. The data reach the disk before the rename.
 
     Raises:
-        OSError: the directory does not exist, or cannot be written.
+        OSError: the directory does not exist, or cannot be written; or `path` is a device, a pipe or a socket.
     """
     final = Path(path)
+    if final.exists() and not (final.is_file() or final.is_dir()):
+        # A rename would put a file in its place: root writing to /dev/null would take that from the whole machine.
+        raise OSError(errno.EINVAL, "neither a file nor a directory, so it is not replaced", str(final))
     temporary = _hidden(final)
     try:
         yield temporary
