@@ -1,7 +1,7 @@
 """`burnish bench` and `burnish profile`: how long things take, and where the time goes.
 
 Several files are timed in turns, call by call, so that what else the machine does falls on all of them alike. Inputs
-are the same for all, as far as their names and sizes are.
+of the same name have the same values for all, and the same sizes where they are dynamic.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _WARM_UP_SHARE = 0.25
 def bench(
     files: Annotated[
         list[Path],
-        typer.Argument(metavar="FILE...", show_default=False, help="Artifacts, or .burnish files, which run in eager."),
+        typer.Argument(metavar="FILE", show_default=False, help="Artifacts, or .burnish files, which run in eager."),
     ],
     seconds: Annotated[float, typer.Option(min=0.0, help="How long to time each file.")] = 2.0,
     inputs: InputOption = None,
@@ -47,7 +47,10 @@ def bench(
     from burnish.compiler.progress import working
     from burnish.tools.runnable import Runnable
 
-    calls = [_call(Runnable.load(file), inputs or [], seed) for file in files]
+    runnables = [Runnable.load(file) for file in files]
+    # Of all files a Program alone keeps example inputs: their sizes are for all, or some would have more to do.
+    samples = {name: value for each in reversed(runnables) for name, value in each.samples.items()}
+    calls = [_call(dataclasses.replace(each, samples=samples), inputs or [], seed) for each in runnables]
     with working("timing"):
         timings = _in_turns(calls, seconds)
     ratios = [each.median / timings[0].median for each in timings]

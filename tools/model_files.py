@@ -54,7 +54,7 @@ def read_program(file: str) -> Program:
 
     if file != STDIN:
         if not Path(file).is_file():
-            raise InputError(f"{file}: no such file")
+            raise InputError(f"{file}: {'a folder, not a file' if Path(file).is_dir() else 'no such file'}")
         if file.endswith(_SAVED):
             return Program.load(file)
         if file.endswith(".pt2"):
@@ -75,12 +75,16 @@ def holds_weights(file: str) -> bool:
 
 
 def check_writable(output: str | None) -> None:
-    """Check that the folder of `output` exists, before any work is done for it.
+    """Check that `output` can be a file in an existing folder, before any work is done for it.
 
     Raises:
-        InputError: there is no such folder.
+        InputError: it is a folder, or in none.
     """
-    if output is not None and not Path(output).absolute().parent.is_dir():
+    if output is None:
+        return
+    if Path(output).is_dir():
+        raise InputError(f"{output}: a folder, not a file")
+    if not Path(output).absolute().parent.is_dir():
         raise InputError(f"{output}: there is no folder {Path(output).parent}")
 
 
@@ -101,6 +105,8 @@ def _call_factory(model: str) -> tuple[nn.Module, Inputs | None]:
     from torch import nn
 
     module_name, _, name = model.partition(":")
+    if not module_name or not name:
+        raise InputError(f"{model}: a factory is written package.module:name")
     factory = _find_factory(model, module_name, name)
     try:
         made = factory()

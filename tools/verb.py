@@ -74,7 +74,10 @@ def verb(function: Callable[..., None]) -> Callable[..., None]:
         except (BurnishError, OSError) as error:
             if debug:
                 traceback.print_exc()
-            say("error", str(error), "bold red")
+            message = (
+                f"{error.filename}: {error.strerror}" if isinstance(error, OSError) and error.filename else str(error)
+            )
+            say("error", message, "bold red")
             raise typer.Exit(2 if isinstance(error, (*_USAGE, OSError)) else 1) from error
 
     debug = inspect.Parameter("debug", inspect.Parameter.KEYWORD_ONLY, default=False, annotation=_DebugFlag)

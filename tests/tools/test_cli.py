@@ -63,6 +63,11 @@ def test_version(burnish: Command) -> None:
         (["repro", "."], "no reproducer bundle"),
         (["compile", "missing.pt2"], "no such file"),
         (["opt", "{file}", "-p", "cse", "-o", "missing/out.txt"], "there is no folder missing"),
+        (["opt", "{file}", "-p", "cse", "-o", "."], ".: a folder, not a file"),
+        (["opt", ".", "-p", "cse"], ".: a folder, not a file"),
+        (["opt", "{file}", "-p", "cse", "--dump-dir", "{file}"], ": File exists"),
+        (["compile", ":factory"], "is written package.module:name"),
+        (["compile", "module:"], "is written package.module:name"),
     ],
 )
 def test_what_cannot_be_used_is_status_2(burnish: Command, text_file: Path, arguments: list[str], message: str) -> None:

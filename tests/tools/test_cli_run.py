@@ -12,6 +12,7 @@ from command_line import Command
 
 from burnish.compiler.compile import compile_model
 from burnish.compiler.program import Program
+from burnish.tools.runnable import Runnable
 
 
 @pytest.fixture(scope="module")
@@ -105,6 +106,24 @@ def test_bench_times_files_in_turns(burnish: Command, files: dict[str, Path]) ->
     for each in found:
         assert 0 < each["best"] <= each["median"] <= each["p90"]
         assert each["ratio"] == pytest.approx(each["median"] / found[0]["median"])
+
+
+def test_bench_gives_all_files_the_sizes_of_the_example_inputs(
+    burnish: Command, files: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wide = tmp_path / "wide.burnish"
+    Program.load(files["eager"]).with_samples((torch.randn(9, 3, 8, 8),), {}).save(wide)
+    sizes: list[int] = []
+    unbound = Runnable.arguments
+
+    def watched(self: Runnable, texts: list[str], seed: int) -> tuple[tuple[torch.Tensor, ...], dict[str, object]]:
+        args, kwargs = unbound(self, texts, seed)
+        sizes.append(len(args[0]))
+        return args, kwargs
+
+    monkeypatch.setattr(Runnable, "arguments", watched)
+    assert burnish("bench", files["onnx"], wide, "--seconds", 0).exit_code == 0
+    assert sizes == [9, 9]
 
 
 def test_bench_table(burnish: Command, files: dict[str, Path]) -> None:
