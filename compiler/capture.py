@@ -26,6 +26,7 @@ from burnish.compiler.from_export import program_from_export
 from burnish.compiler.model_state import evaluation_mode, untouched
 from burnish.compiler.program import Program
 from burnish.compiler.quiet import quiet
+from burnish.compiler.special_sizes import without_harmless_conditions
 
 __all__ = ["as_arguments", "capture", "evaluation_mode"]
 
@@ -68,7 +69,9 @@ def capture(
         else:
             flatten_signature(model, args, kwargs)
             exported, notes = export_widest(lambda shapes: _export(model, args, kwargs, shapes), model, args, kwargs)
-        return program_from_export(exported, notes=notes, samples=(args, kwargs), parameters=parameters)
+        program = program_from_export(exported, notes=notes, samples=(args, kwargs), parameters=parameters)
+        program.conditions = without_harmless_conditions(program, lambda args, kwargs: model(*args, **kwargs))
+        return program
 
 
 def as_arguments(inputs: Inputs) -> tuple[tuple[Any, ...], dict[str, Any]]:

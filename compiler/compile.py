@@ -15,6 +15,7 @@ from torch.export import ExportedProgram
 
 from burnish.compiler import interpreter, numerics, structure
 from burnish.compiler.backend import Artifact, Backend
+from burnish.compiler.binding import Binding
 from burnish.compiler.capture import Inputs, as_arguments, capture, evaluation_mode
 from burnish.compiler.context import Context
 from burnish.compiler.errors import InputError, OptionError, VerificationError
@@ -71,7 +72,7 @@ def compile_model(
     chosen, options = parse_backend(backend)
     pipeline = chosen.default_passes(options) if passes is None else Pipeline.of(passes)
     pipeline.check()
-    if not 0 <= verify <= 4:
+    if not isinstance(verify, int) or isinstance(verify, bool) or not 0 <= verify <= 4:
         raise OptionError(f"verify must be a level from 0 to 4, but is {verify!r}")
     job = _Job(open_model(model), pipeline, dynamic_shapes, chosen, options, calibration, verify, progress, seed)
     if inputs is None and isinstance(job.model, torch.nn.Module):
@@ -128,6 +129,10 @@ class Compiled:
                 f"{os.fspath(path)}: an artifact of the backend {self._job.backend.name!r} ends in {suffix}"
             )
         self.artifact.save(path)
+
+    def reset(self) -> None:
+        """Put the buffers that a call updates back to their values at capture."""
+        self.artifact.reset()
 
     def benchmark(self, inputs: Inputs | None = None, seconds: float = 2.0) -> Timing:
         """Time calls of the artifact on `inputs`, by default the example inputs."""
@@ -188,6 +193,10 @@ class _Job:
 
     def _run(self, captured: Program, start: float) -> tuple[Program, Artifact, Report]:
         report = Report(self.backend.name, capture_seconds=time.perf_counter() - start, notes=list(captured.notes))
+        report.notes += [
+            f"captured for {text} only: the model takes another path elsewhere"
+            for text in Binding.of(captured).conditions
+        ]
         context = Context(
             target=self.backend.target,
             calibration=self.calibration,

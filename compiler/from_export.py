@@ -19,7 +19,6 @@ from burnish.compiler.errors import CaptureError
 from burnish.compiler.functional import IDENTITIES, functional
 from burnish.compiler.graphs import NameTable, calls
 from burnish.compiler.operators import operator_name
-from burnish.compiler.printer import symbol_names
 from burnish.compiler.program import Program, Signature
 from burnish.compiler.provenance import Origin, Provenance, from_export, set_provenance
 from burnish.compiler.sizes import expression, static_size
@@ -82,11 +81,6 @@ class _Importer:
             notes=(*notes, *self.notes),
         )
         program.conditions = conditions_of(program.fake_mode.shape_env, _input_symbols(self.graph))
-        names = symbol_names(program)
-        program.notes += tuple(
-            f"captured for {each.text(names)} only: the model takes another path elsewhere"
-            for each in program.conditions
-        )
         program.samples = self._samples(program, samples)
         program.notes += tuple(static_dimension_notes(program))
         return program

@@ -219,7 +219,7 @@ def run_pipeline(
     Raises:
         PipelineError, PassError: see `Pipeline.run`.
     """
-    if not 0 <= verify <= 4:
+    if not isinstance(verify, int) or isinstance(verify, bool) or not 0 <= verify <= 4:
         raise OptionError(f"verify must be a level from 0 to 4, but is {verify!r}")
     pipeline.check(program.facts)
     labels = pipeline.labels()
@@ -297,7 +297,7 @@ class _Runner:
             return
         if self.verify:
             verifier.verify(after, min(self.verify, 3))
-        if self.verify >= 3 and each.idempotent:
+        if self.verify >= 3 and each.idempotent and self.remaining is None:
             again = after.copy()
             rewriter = Rewriter(again, each.name)
             each.run(again, rewriter, self.context)

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import sympy
+
 from burnish.compiler.pipeline import PassRecord
 from burnish.compiler.program import Program
 
@@ -23,7 +25,8 @@ class PassRow:
         label: the pass, "capture" for the first line.
         nodes: operator nodes.
         parameters: elements of all constants.
-        flops: floating-point operations at the sample inputs' sizes (a multiply-add is two).
+        flops: floating-point operations at the sample inputs' sizes (a multiply-add is two); sizes that depend on
+            data count as 0, here and for bytes.
         bytes: bytes read and written by all operators at the sample inputs' sizes.
         drift: relative difference from the outputs before the pass; None where not measured.
         seconds: time in the pass.
@@ -125,7 +128,7 @@ def row_of(label: str, program: Program, record: PassRecord | None = None, like:
     else:
         cost = program.cost().at_samples()
         nodes, parameters = program.node_count(), program.parameter_count()
-        flops, moved = int(cost.flops), int(cost.bytes_read) + int(cost.bytes_written)
+        flops, moved = _least(cost.flops), _least(cost.bytes_read) + _least(cost.bytes_written)
     if record is None:
         return PassRow(label, nodes, parameters, flops, moved, None, 0.0)
     return PassRow(
@@ -140,6 +143,11 @@ def row_of(label: str, program: Program, record: PassRecord | None = None, like:
         record.rewrites,
         len(record.skips),
     )
+
+
+def _least(value: Any) -> int:
+    """Return a figure as a number, sizes that depend on data (what `nonzero` returns) taken as 0."""
+    return value if isinstance(value, int) else int(value.xreplace(dict.fromkeys(value.free_symbols, sympy.Integer(0))))
 
 
 def _cells(row: PassRow) -> Sequence[str]:

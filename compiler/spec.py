@@ -32,7 +32,7 @@ _TOKEN = re.compile(
     )""",
     re.VERBOSE,
 )
-_WORDS: dict[str, SpecValue] = {"true": True, "false": False, "none": None}
+_WORDS: dict[str, SpecValue] = {"true": True, "false": False, "none": None, "True": True, "False": False, "None": None}
 _PLAIN = re.compile(r"[A-Za-z_*?][\w*?./:-]*\Z")
 _DEEPEST = 20
 

@@ -88,7 +88,8 @@ def test_conditions_are_part_of_the_text_and_of_the_notes() -> None:
     program = burnish.capture(Wrap(parity), (torch.zeros(2, 4),))
     text = program.print()
     assert "where Mod(B, 2) == 0" in text
-    assert any("Mod(B, 2) == 0 only" in note for note in program.notes)
+    compiled = burnish.compile(Wrap(parity), inputs=(torch.zeros(2, 4),), backend="torchscript")
+    assert any("Mod(B, 2) == 0 only" in note for note in compiled.report.notes)
     parsed = Program.parse(text)
     assert parsed.print() == text
     with pytest.raises(InputError, match=r"captured for Mod\(B, 2\) == 0 only, and B = dimension 0 of input .* = 3"):
@@ -111,3 +112,26 @@ def test_a_size_that_two_inputs_share_must_agree() -> None:
 def test_bad_conditions_are_refused(line: str) -> None:
     with pytest.raises(TextError):
         Program.parse(f"# burnish 1\n{line}\ngraph main(%x: f32[B, 3]) {BODY}")
+
+
+def test_a_size_at_which_another_path_means_the_same_is_allowed() -> None:
+    def harmless(x: torch.Tensor) -> torch.Tensor:
+        return x.expand(x.shape[0], -1) * 2 if x.shape[0] != 1 else x + x
+
+    program = burnish.capture(Wrap(harmless), (torch.randn(2, 4),))
+    assert program.conditions == ()
+    attention = torch.nn.MultiheadAttention(8, 2, batch_first=True).eval()
+    x = torch.randn(2, 3, 8)
+    compiled = burnish.capture(attention, (x, x, x))
+    one = torch.randn(1, 3, 8)
+    torch.testing.assert_close(compiled(one, one, one), attention(one, one, one))
+
+
+def test_sizes_that_depend_on_data_do_not_stop_the_report() -> None:
+    class NonZero(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.nonzero(x > 0)
+
+    x = torch.tensor([1.0, -1.0, 2.0])
+    for backend in ("onnx", "torchscript"):
+        assert torch.equal(burnish.compile(NonZero(), inputs=(x,), backend=backend)(x), torch.tensor([[0], [2]]))
