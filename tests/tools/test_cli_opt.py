@@ -47,7 +47,8 @@ def test_a_special_file_is_not_replaced(burnish: Command, text_file: Path, tmp_p
     os.mkfifo(pipe)
     result = burnish("opt", text_file, "-p", "cse", "-o", pipe)
     assert result.exit_code == 2
-    assert f"{pipe}: neither a file nor a directory" in result.stderr
+    assert f"error: {pipe}: " in result.stderr
+    assert "neither a file nor a directory" in result.stderr
     assert pipe.is_fifo()
 
 
