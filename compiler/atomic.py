@@ -14,6 +14,8 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+from burnish.compiler.errors import InputError
+
 __all__ = ["atomic_path"]
 
 
@@ -24,9 +26,18 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
     On an error what was written is removed, and `path` stays as it was. The data reach the disk before the rename.
 
     Raises:
-        OSError: the directory does not exist, or cannot be written; or `path` is a device, a pipe or a socket.
+        InputError: `path` cannot be written: no such directory, a full disk, a device, a pipe or a socket.
     """
     final = Path(path)
+    try:
+        with _replacing(final) as temporary:
+            yield temporary
+    except OSError as error:
+        raise InputError(f"{final}: cannot be written: {error.strerror or error}") from error
+
+
+@contextlib.contextmanager
+def _replacing(final: Path) -> Iterator[Path]:
     if final.exists() and not (final.is_file() or final.is_dir()):
         # A rename would put a file in its place: root writing to /dev/null would take that from the whole machine.
         raise OSError(errno.EINVAL, "neither a file nor a directory, so it is not replaced", str(final))

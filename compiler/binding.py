@@ -92,6 +92,7 @@ class Binding:
             if len(names) == extra and all(name in wanted_kwargs.keys and name not in given for name in names):
                 given.update(zip(names, positional[len(wanted_args.children) :], strict=False))
                 del positional[len(wanted_args.children) :]
+        self._check_names(len(positional), given, wanted_args, wanted_kwargs)
         values = structure.flatten(self.inputs, (tuple(positional), given))
         for name, expected in self.types.items():
             _check(name, values[name], expected)
@@ -101,6 +102,17 @@ class Binding:
         if objection is not None:
             raise InputError(f"{objection}: capture again with inputs like these")
         return values
+
+    def _check_names(
+        self, positional: int, given: Mapping[str, Any], wanted_args: Container, wanted_kwargs: Container
+    ) -> None:
+        unknown = [name for name in given if name not in wanted_kwargs.keys]
+        missing = [name for name in wanted_kwargs.keys if name not in given]
+        if unknown or missing or positional != len(wanted_args.children):
+            takes = [*self.parameters[: len(wanted_args.children)], *wanted_kwargs.keys]
+            trouble = [f"{name!r} is unexpected" for name in unknown] + [f"{name!r} is missing" for name in missing]
+            trouble = trouble or [f"{positional} are given by position, and {len(wanted_args.children)} expected"]
+            raise InputError(f"the inputs, as captured, are {', '.join(takes)}: {', '.join(trouble)}")
 
     def result(self, outputs: Mapping[str, Any]) -> Any:
         """Build the result's pytree from the outputs by name."""

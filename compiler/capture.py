@@ -59,6 +59,10 @@ def capture(
     args, kwargs = as_arguments(inputs)
     if not any(isinstance(leaf, torch.Tensor) for leaf in torch.utils._pytree.tree_leaves((args, kwargs))):
         raise InputError("the example inputs hold no tensor: pass a tuple of tensors or a dict of them by name")
+    try:
+        inspect.signature(model.forward).bind(*args, **kwargs)
+    except TypeError as error:
+        raise InputError(f"the example inputs do not fit {type(model).__name__}.forward: {error}") from error
     register_known_containers()
     register_containers((args, kwargs))
     parameters = _parameters(model)

@@ -55,6 +55,17 @@ class Condition:
         """Return the symbols on both sides."""
         return set(self.left.free_symbols | self.right.free_symbols)
 
+    def excluded_size(self) -> tuple[sympy.Symbol, int] | None:
+        """Return the one size, 0 apart, that it excludes: 3 of `B != 3`, 1 of `B > 1` and of `2 <= B`."""
+        left, relation, right = self.left, self.relation, self.right
+        if left.is_Integer and right.is_Symbol:
+            left, relation, right = right, relation.translate(_MIRROR), left
+        if not (left.is_Symbol and right.is_Integer):
+            return None
+        if relation == "!=":
+            return left, int(right)
+        return (left, 1) if (relation, int(right)) in ((">", 1), (">=", 2)) else None
+
     def holds(self, values: Mapping[sympy.Symbol, int]) -> bool:
         """Tell whether it is satisfied by these sizes."""
         numbers = {symbol: sympy.Integer(value) for symbol, value in values.items()}

@@ -71,6 +71,8 @@ def load(path: str | os.PathLike[str]) -> Program | Artifact:
         InputError: no such file.
         FileFormatError: the file is truncated, foreign, or of a kind that no backend reads.
     """
+    if not isinstance(path, (str, os.PathLike)):
+        raise InputError(f"a file is named by a path, not by {type(path).__name__}")
     file = Path(path)
     if not file.exists():
         raise InputError(f"{file}: no such file")

@@ -30,7 +30,7 @@ def check_options(backend: str, options: Mapping[str, Any], known: Mapping[str, 
         if name not in known:
             near = difflib.get_close_matches(str(name), list(known), n=1)
             hint = f": did you mean {near[0]!r}?" if near else ""
-            raise OptionError(f"backend {backend!r} has no option {name!r}{hint} (there are {', '.join(known)})")
+            raise OptionError(f"backend {backend!r} has no option {name!r}{hint} ({_offered(known)})")
         default = known[name]
         if default is None or value is default:
             continue
@@ -43,3 +43,7 @@ def check_options(backend: str, options: Mapping[str, Any], known: Mapping[str, 
                 f" {value!r}"
             )
     return {**known, **options}
+
+
+def _offered(known: Mapping[str, Any]) -> str:
+    return f"there are {', '.join(known)}" if known else "it has none"

@@ -41,10 +41,8 @@ def without_harmless_conditions(
 def _is_harmless(
     condition: Condition, program: Program, model: Callable[[tuple[Any, ...], dict[str, Any]], Any]
 ) -> bool:
-    symbol, size = condition.left, condition.right
-    if condition.relation != "!=" or not (symbol.is_Symbol and size.is_Integer and size >= 1):
-        return False
-    samples = _resized(program, symbol, int(size))
+    excluded = condition.excluded_size()
+    samples = _resized(program, *excluded) if excluded is not None and excluded[1] >= 1 else None
     if samples is None:
         return False
     try:

@@ -48,7 +48,7 @@ def save_program(program: Program, path: str | os.PathLike[str]) -> None:
 
     Raises:
         FileFormatError: a constant or sample cannot be stored; the message names it.
-        OSError: the file cannot be written.
+        InputError: the file cannot be written.
     """
     named = {f"{_CONSTANT}{name}": value for name, value in program.used_constants().items()}
     named |= {f"{_SAMPLE}{name}": each for name, each in program.samples.items() if isinstance(each, torch.Tensor)}
@@ -69,7 +69,10 @@ def save_program(program: Program, path: str | os.PathLike[str]) -> None:
     with atomic_path(path) as temporary:
         temporary.touch()
         mode = temporary.stat().st_mode
-        save_file(tensors, temporary, metadata)
+        try:
+            save_file(tensors, temporary, metadata)
+        except SafetensorError as error:  # its own kind of error, for a full disk too
+            raise OSError(str(error)) from error
         temporary.chmod(mode)  # safetensors makes files that only their owner may read
 
 

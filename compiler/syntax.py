@@ -207,6 +207,8 @@ class _Reader:
         low = self._bound(cursor)
         cursor.expect("..")
         high = self._bound(cursor)
+        if high is not None and high < 0:
+            cursor.fail("a size is not negative", token.column)
         if low is not None and high is not None and low > high:
             cursor.fail(f"the range {low}..{high} is empty", token.column)
         self.declared.add(token.text)

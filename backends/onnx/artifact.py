@@ -6,6 +6,7 @@ several threads at once.
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import tempfile
 from collections import Counter
@@ -95,8 +96,11 @@ class OnnxArtifact:
         self._state = dict(self.model.initial)
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write a `.onnx` file, and above 2 GB its weights beside it; see `files`."""
-        save_model(self.model, path)
+        """Write a `.onnx` file, and above 2 GB its weights beside it; see `files`.
+
+        Buffers that calls update are written with their present values.
+        """
+        save_model(dataclasses.replace(self.model, initial=self._state), path)
 
     def benchmark(self, inputs: Inputs | None = None, seconds: float = 2.0) -> Timing:
         """Time calls on `inputs`, by default the sample inputs; leaves the state as it was."""

@@ -58,6 +58,10 @@ def _operator_reason(node: fx.Node, known: Translations, program: Program) -> st
         return "" if target is torch.ops.aten.copy_.default else "it writes to its input"
     if "divisor_override" in arguments(node) and arguments(node)["divisor_override"] is not None:
         return "the exporter ignores divisor_override: multiply the result instead"
+    if arguments(node).get("reduce") == "mean":
+        return "ONNX has no scattered mean: scatter the sum and the count"
+    if target is torch.ops.aten.as_strided.default and not node.all_input_nodes[0].meta["val"].is_contiguous():
+        return "it reads strides, which ONNX does not have: make its input contiguous"
     unknown = missing(node, known, program.fake_mode)
     if not unknown:
         return ""

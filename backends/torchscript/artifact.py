@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from burnish.backends.torchscript.jit import load_module, operator_count, save_module
+from burnish.backends.torchscript.jit import constant_storages, load_module, operator_count, save_module
 from burnish.backends.torchscript.profiling import profile_calls
 from burnish.compiler import structure
 from burnish.compiler.atomic import atomic_path
@@ -104,6 +104,7 @@ class TorchScriptArtifact:
         self._cost = cost
         self._initial = self._state()
         self._size: int | None = None
+        self._constants = constant_storages(module)
 
     @property
     def binding(self) -> Binding:
@@ -121,8 +122,14 @@ class TorchScriptArtifact:
             result = self.module(*[values[name] for name in self.convention.inputs])
         names = self.convention.outputs
         found = {names[0]: result} if len(names) == 1 else dict(zip(names, result or (), strict=True))
+        found = {name: self._own(value) for name, value in found.items()}
         # An input that the model returns as it is, is no output of the graph.
         return self.convention.binding.result({**values, **found})
+
+    def _own(self, value: Any) -> Any:
+        # TorchScript hands out its constants themselves: who writes to a result must not reach the weights.
+        shared = isinstance(value, torch.Tensor) and value.untyped_storage().data_ptr() in self._constants
+        return value.clone() if shared and value.numel() else value
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write a `.pt`, with the present values of the buffers that calls update; an old file survives a failure."""

@@ -1,8 +1,5 @@
 """The torchscript backend: TorchScript source from the graph, frozen, at any batch size.
 
-Options:
-    optimize: let TorchScript fold and merge constants into convolutions and linears while freezing (default True).
-
 Cases not handled: see `operators.refusal`; devices other than the CPU; `torch.jit.optimize_for_inference`, whose
 weights are packed for one machine and cannot be saved.
 """
@@ -31,7 +28,7 @@ from burnish.compiler.provenance import provenance_of
 
 __all__ = ["TorchScriptBackend"]
 
-_OPTIONS = {"optimize": True}
+_OPTIONS: dict[str, Any] = {}
 _SHOWN_FINDINGS = 10
 _LINE = re.compile(r'File "<string>", line (\d+)')
 
@@ -67,7 +64,7 @@ class TorchScriptBackend:
             OptionError: an option is unknown or has an unusable value.
             BackendError: the program cannot be lowered; names the node.
         """
-        chosen = check_options(self.name, options, _OPTIONS)
+        check_options(self.name, options, _OPTIONS)
         findings = self.check(program)
         if findings:
             shown = "".join(f"\n  {each}" for each in findings[:_SHOWN_FINDINGS])
@@ -82,7 +79,7 @@ class TorchScriptBackend:
             raise BackendError(_explain(error, source)) from error
         mutable = program.mutable_constants()
         state = tuple(attribute for name, attribute in source.attributes.items() if name in mutable)
-        frozen = freeze(module, list(state), chosen["optimize"])
+        frozen = freeze(module, list(state))
         convention = Convention(Binding.of(program), source.inputs, source.outputs, state)
         return TorchScriptArtifact(
             frozen, convention, program.samples, source.lines, _notes(program, state), program.cost

@@ -8,6 +8,7 @@ Cases not handled: a file whose checksums are right and whose TorchScript is mad
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import math
 import os
@@ -21,7 +22,7 @@ import torch
 
 from burnish.compiler.errors import FileFormatError, InputError
 
-__all__ = ["compile_source", "freeze", "load_module", "operator_count", "save_module"]
+__all__ = ["compile_source", "constant_storages", "freeze", "load_module", "operator_count", "save_module"]
 
 _EXTRA = "burnish.json"
 _GLOBALS = {"torch": torch, "math": math}
@@ -46,10 +47,13 @@ def compile_source(text: str, tensors: Mapping[str, torch.Tensor]) -> torch.jit.
     return module
 
 
-def freeze(module: torch.jit.ScriptModule, keep: list[str], optimize: bool) -> torch.jit.ScriptModule:
-    """Turn the attributes of `module` other than `keep` into constants; optionally let TorchScript optimize them."""
+def freeze(module: torch.jit.ScriptModule, keep: list[str]) -> torch.jit.ScriptModule:
+    """Turn the attributes of `module` other than `keep` into constants.
+
+    TorchScript's own folding stays off: it folds a batch norm behind a linear layer into the wrong dimension.
+    """
     with _silent():
-        frozen: torch.jit.ScriptModule = torch.jit.freeze(module, preserved_attrs=keep, optimize_numerics=optimize)
+        frozen: torch.jit.ScriptModule = torch.jit.freeze(module, preserved_attrs=keep, optimize_numerics=False)
     return frozen
 
 
@@ -64,10 +68,24 @@ def operator_count(module: torch.jit.ScriptModule) -> int:
     return count(module.graph)
 
 
+def constant_storages(module: torch.jit.ScriptModule) -> frozenset[int]:
+    """Return the addresses of the memory of all constants and attributes of `module`."""
+    nodes = module.graph.findAllNodes("prim::Constant", True)  # type: ignore[attr-defined]
+    constants = [node.t("value") for node in nodes if "value" in _tensors(node)]
+    return frozenset(each.untyped_storage().data_ptr() for each in (*constants, *module.buffers()))
+
+
+def _tensors(node: Any) -> list[str]:
+    return [name for name in node.attributeNames() if node.kindOf(name) == "t"]
+
+
 def save_module(module: torch.jit.ScriptModule, path: str | os.PathLike[str], description: Any) -> None:
     """Write `module` with `description` (JSON) beside it."""
+    # Through memory: libtorch ends the process when it cannot write.
+    data = io.BytesIO()
     with _silent():
-        torch.jit.save(module, os.fspath(path), _extra_files={_EXTRA: json.dumps(description).encode()})
+        torch.jit.save(module, data, _extra_files={_EXTRA: json.dumps(description).encode()})
+    Path(path).write_bytes(data.getbuffer())
 
 
 def load_module(path: str | os.PathLike[str]) -> tuple[torch.jit.ScriptModule, Any]:

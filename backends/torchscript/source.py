@@ -96,7 +96,9 @@ class _Writer:
         for graph in self.program.graphs.values():
             known = {node: values[str(node.target)] for node in placeholders(graph)}
             results = self._body(graph, known, "  ")
-            values.update({name: known[node] for name, node in results.items()})
+            # A result of its own: who writes to it must not reach a weight, or the caller's input.
+            own = {name: f"{known[node]}.clone()" if _is_alias(node) else known[node] for name, node in results.items()}
+            values.update(own)
         outputs = self.program.signature.output_names
         result = ", ".join(values[name] for name in outputs)
         self.lines.append(f"  return {result if len(outputs) == 1 else f'({result})' if outputs else 'None'}")
@@ -230,6 +232,18 @@ class _Names:
         self._next[base] = ordinal
         self._taken.add(name)
         return name
+
+
+def _is_alias(node: fx.Node) -> bool:
+    """Tell whether `node` is an input or a constant, or a view of one."""
+    while node.op == "call_function":
+        target: Any = node.target
+        if operator_name(target) != "getitem" and not (
+            isinstance(target, OpOverload) and target._schema.returns and target._schema.returns[0].alias_info
+        ):
+            return False
+        node = node.all_input_nodes[0]
+    return isinstance(node.meta.get("val"), torch.Tensor)
 
 
 def _writes(node: fx.Node, constant: fx.Node) -> bool:

@@ -83,7 +83,11 @@ class AffineLayer:
         padding = given.get("padding", 0)
         if self.transposed:
             plain = all(size == 1 for size in taps) and _all(given["stride"], 1) and _all(given["output_padding"], 0)
-            return None if plain and _all(padding, 0) else "is transposed: overlapping taps would spread its shift unevenly"
+            return (
+                None
+                if plain and _all(padding, 0)
+                else "is transposed: overlapping taps would spread its shift unevenly"
+            )
         inside = all(size == 1 for size in taps) if padding == "same" else padding == "valid" or _all(padding, 0)
         return None if inside else "pads with zeros, which its shift would not reach"
 

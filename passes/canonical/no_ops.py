@@ -48,8 +48,8 @@ def drop_dropout(node: fx.Node, rewriter: Rewriter) -> None:
 )
 def drop_copy(node: fx.Node, rewriter: Rewriter) -> None:
     """A copy is what it copies: memory formats are not part of the IR, and values are never written but for buffers."""
-    if any(user.target in _READS_STRIDES for user in node.users):
-        rewriter.skip(node, "a user reads its strides")
+    if any(node.graph.find_nodes(op="call_function", target=target, sort=False) for target in _READS_STRIDES):
+        rewriter.skip(node, "the graph has an operator that reads strides")
         return
     if not same_type(node, node.args[0]):
         rewriter.skip(node, "the copy has another type")
@@ -60,8 +60,13 @@ def drop_copy(node: fx.Node, rewriter: Rewriter) -> None:
 @rule("aten.mul.Tensor", "aten.mul.Scalar", "aten.div.Tensor", "aten.div.Scalar")
 def drop_one(node: fx.Node, rewriter: Rewriter) -> None:
     """X * 1 and x / 1 are x, where the type stays."""
-    if is_number(argument(node, "other"), 1) and same_type(node, node.args[0]):
-        drop(node, node.args[0], rewriter)
+    if not is_number(argument(node, "other"), 1) or not same_type(node, node.args[0]):
+        return
+    value = tensor_of(node)
+    if value is not None and value.is_complex():
+        rewriter.skip(node, "complex arithmetic makes NaN of infinity")
+        return
+    drop(node, node.args[0], rewriter)
 
 
 @rule("aten.add.Tensor", "aten.add.Scalar")

@@ -10,6 +10,7 @@ import torch
 from onnx import TensorProto, helper
 from torch import nn
 
+import burnish
 from burnish.backends.onnx import OnnxArtifact, OnnxBackend, files
 from burnish.compiler.capture import capture
 from burnish.compiler.errors import FileFormatError
@@ -72,9 +73,9 @@ def test_containers_and_state_survive(tmp_path: Path) -> None:
     artifact(x)
     artifact.save(tmp_path / "b.onnx")
     loaded = BACKEND.load(tmp_path / "b.onnx", {})
-    first, second = counter(x).detach().clone(), counter(x).detach().clone()
-    torch.testing.assert_close(loaded(x), first)
-    torch.testing.assert_close(loaded(x), second)
+    counter(x)
+    for _ in range(2):
+        torch.testing.assert_close(loaded(x), counter(x).detach().clone())
 
 
 class Halving(nn.Module):
@@ -156,7 +157,7 @@ def test_an_interrupted_save_leaves_the_old_file(
         raise OSError("no space left")
 
     monkeypatch.setattr(Path, "write_bytes", fail)
-    with pytest.raises(OSError, match="no space"):
+    with pytest.raises(burnish.InputError, match="cannot be written: no space"):
         artifact.save(path)
     left = {each.name: each.read_bytes() for each in tmp_path.iterdir()}
     assert before.items() <= left.items()

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+import burnish
 from burnish.backends.torchscript import TorchScriptArtifact, TorchScriptBackend
 from burnish.compiler.capture import capture
 from burnish.compiler.errors import BackendError, FileFormatError, InputError, OptionError
@@ -38,14 +39,8 @@ def test_it_is_a_backend() -> None:
 
 @pytest.mark.parametrize("use", [BACKEND.default_passes, lambda o: BACKEND.load("x.pt", o)])
 def test_unknown_options_are_refused(use) -> None:
-    with pytest.raises(OptionError, match=r"'torchscript' has no option 'optimise': did you mean 'optimize'"):
+    with pytest.raises(OptionError, match=r"'torchscript' has no option 'optimise' \(it has none\)"):
         use({"optimise": True})
-
-
-def test_wrong_values_of_options_are_refused() -> None:
-    program = capture(torch.nn.Linear(3, 3), (torch.randn(2, 3),))
-    with pytest.raises(OptionError, match=r"'optimize'.*must be of type bool"):
-        BACKEND.emit(program, {"optimize": "yes"})
 
 
 def test_operators_of_other_libraries_are_found_before_any_work() -> None:
@@ -105,12 +100,13 @@ def test_profile_names_modules_and_flops(artifact: TorchScriptArtifact) -> None:
 def test_a_failed_save_leaves_the_old_file(artifact, saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     old = saved.read_bytes()
 
-    def fail(_module, path: str, _extra_files) -> None:
-        Path(path).write_bytes(b"half")
+    def fail(path: Path, data) -> int:
+        with path.open("wb") as file:
+            file.write(b"half")
         raise OSError("disk full")
 
-    monkeypatch.setattr(torch.jit, "save", fail)
-    with pytest.raises(OSError, match=r"disk full"):
+    monkeypatch.setattr(Path, "write_bytes", fail)
+    with pytest.raises(burnish.InputError, match=r"cannot be written: disk full"):
         artifact.save(saved)
     assert saved.read_bytes() == old
     assert list(saved.parent.iterdir()) == [saved]
@@ -134,7 +130,8 @@ def test_damaged_files_are_refused(saved: Path) -> None:
     with zipfile.ZipFile(saved) as archive:
         names = [each for each in archive.infolist() if each.filename.endswith((".py", "constants.pkl"))]
     for info in names:
-        start = info.header_offset + 30 + len(info.filename) + 200
+        extra = int.from_bytes(data[info.header_offset + 28 : info.header_offset + 30], "little")
+        start = info.header_offset + 30 + len(info.filename) + extra + info.compress_size // 2
         broken = bytearray(data)
         broken[start] ^= 0xFF
         saved.write_bytes(broken)

@@ -169,8 +169,8 @@ def test_bad_calls_are_named() -> None:
         ((torch.zeros(2, 4),), "size 4 in dimension 1"),
         ((torch.zeros(2, 3).double(),), "must have dtype torch.float32, but has torch.float64"),
         ((torch.zeros(3),), "must have 2 dimensions"),
-        ((), "items"),
-        ((torch.zeros(2, 3), torch.zeros(2, 3)), "items"),
+        ((), "0 are given by position, and 1 expected"),
+        ((torch.zeros(2, 3), torch.zeros(2, 3)), "2 are given by position, and 1 expected"),
         (([1.0],), "must be a tensor"),
     ]:
         with pytest.raises(burnish.InputError, match=message):
