@@ -37,6 +37,9 @@ _MIRROR = str.maketrans("<>", "><")
 _SHAPE_FUNCTIONS = ("/torch/_prims", "/torch/_subclasses/", "/torch/_refs/", "/torch/_meta", "/torch/_decomp/")
 # Below this, PyTorch writes a lower bound that it does not mean: sizes 0 and 1 are allowed all the same.
 _SPECIAL_SIZES = 2
+# Sizes that are tried, to see which a condition excludes.
+_TRIED = 65
+_FAR = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,15 +59,15 @@ class Condition:
         return set(self.left.free_symbols | self.right.free_symbols)
 
     def excluded_size(self) -> tuple[sympy.Symbol, int] | None:
-        """Return the one size, 0 apart, that it excludes: 3 of `B != 3`, 1 of `B > 1` and of `2 <= B`."""
-        left, relation, right = self.left, self.relation, self.right
-        if left.is_Integer and right.is_Symbol:
-            left, relation, right = right, relation.translate(_MIRROR), left
-        if not (left.is_Symbol and right.is_Integer):
+        """Return the one size, 0 apart, that it excludes: 3 of `B != 3`, 1 of `B > 1` and of `384 < 384*B`."""
+        symbols = self.symbols()
+        if len(symbols) != 1:
             return None
-        if relation == "!=":
-            return left, int(right)
-        return (left, 1) if (relation, int(right)) in ((">", 1), (">=", 2)) else None
+        (symbol,) = symbols
+        if self.relation == "!=" and self.left == symbol and self.right.is_Integer:
+            return symbol, int(self.right)
+        excluded = [size for size in range(1, _TRIED) if not self.holds({symbol: size})]
+        return (symbol, excluded[0]) if len(excluded) == 1 and self.holds({symbol: _FAR}) else None
 
     def holds(self, values: Mapping[sympy.Symbol, int]) -> bool:
         """Tell whether it is satisfied by these sizes."""

@@ -135,3 +135,14 @@ def test_sizes_that_depend_on_data_do_not_stop_the_report() -> None:
     x = torch.tensor([1.0, -1.0, 2.0])
     for backend in ("onnx", "torchscript"):
         assert torch.equal(burnish.compile(NonZero(), inputs=(x,), backend=backend)(x), torch.tensor([[0], [2]]))
+
+
+@pytest.mark.parametrize(
+    ("text", "excluded"),
+    [("B != 3", 3), ("B > 1", 1), ("2 <= B", 1), ("384 < 384*B", 1), ("B <= 64", None), ("Mod(B, 2) == 0", None),
+     ("B != S0", None), ("B >= 3", None), ("B != 512", 512)],
+)  # fmt: skip
+def test_the_one_size_that_a_condition_excludes(text: str, excluded: int | None) -> None:
+    program = Program.parse(f"# burnish 1\nwhere {text}\ngraph main(%x: f32[B, 3], %y: f32[S0]) {BODY}")
+    found = program.conditions[0].excluded_size()
+    assert (found[1] if found is not None else None) == excluded
