@@ -43,6 +43,7 @@ class PassRecord:
         rules: rewrites by rule.
         skips: what it could have rewritten and did not, and why.
         drift: relative difference of the outputs from those before the pass; None where not measured.
+        exact: the pass promises that there is none.
         program: the Program after the pass.
     """
 
@@ -55,6 +56,7 @@ class PassRecord:
     rules: Counter[str] = field(default_factory=Counter)
     skips: list[Skip] = field(default_factory=list)
     drift: float | None = None
+    exact: bool = False
     program: Program | None = None
 
 
@@ -266,7 +268,7 @@ class _Runner:
             ) from error
 
     def _run(self, before: Program, each: Pass, label: str) -> Program:
-        record = PassRecord(label, str(each))
+        record = PassRecord(label, str(each), exact=isinstance(each.numerics, Exact))
         start = time.perf_counter()
         after = before.copy()
         rewriter = Rewriter(after, each.name, self.remaining)

@@ -29,6 +29,7 @@ class PassRow:
             data count as 0, here and for bytes.
         bytes: bytes read and written by all operators at the sample inputs' sizes.
         drift: relative difference from the outputs before the pass; None where not measured.
+        exact: the pass promises that there is none.
         seconds: time in the pass.
         changed: the pass changed something.
         rewrites: how many rewrites it made.
@@ -42,6 +43,7 @@ class PassRow:
     bytes: int
     drift: float | None
     seconds: float
+    exact: bool = False
     changed: bool = True
     rewrites: int = 0
     skipped: int = 0
@@ -139,6 +141,7 @@ def row_of(label: str, program: Program, record: PassRecord | None = None, like:
         moved,
         record.drift,
         record.seconds,
+        record.exact,
         record.changed,
         record.rewrites,
         len(record.skips),
@@ -159,7 +162,7 @@ def _cells(row: PassRow) -> Sequence[str]:
         f"{row.parameters:,}",
         f"{row.flops / 1e6:,.1f}",
         f"{row.bytes / 1e6:,.1f}",
-        "" if row.label == "capture" else _drift(row.drift),
+        "" if row.label == "capture" else "exact" if row.exact and row.drift is None else _drift(row.drift),
         f"{row.seconds:.2f}",
         ", ".join(remarks),
     )
