@@ -8,10 +8,7 @@ Not handled: strides and devices, which the text does not hold: values are conti
 
 from __future__ import annotations
 
-import contextlib
-import logging
-import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -23,6 +20,7 @@ from burnish.compiler.errors import BurnishError, TextError
 from burnish.compiler.facts import Fact
 from burnish.compiler.printer import default_parameters, default_structures
 from burnish.compiler.program import Program, Signature
+from burnish.compiler.quiet import silenced
 from burnish.compiler.structure import Container, Structure, leaf_names
 from burnish.compiler.syntax import ConstantText, ProgramText, read_syntax
 from burnish.compiler.text_builder import Builder
@@ -70,7 +68,8 @@ def _parse(text: str, given: Mapping[str, torch.Tensor], samples: Mapping[str, A
             enable_python_dispatcher(),
             torch.no_grad(),
             symbolic_config.patch(backed_size_oblivious=True),  # type: ignore[attr-defined]
-            _quiet(),
+            # What it logs is raised as a TextError anyway.
+            silenced("torch._subclasses.fake_tensor"),
         ):
             builder.build(given, samples or {})
     except RecursionError as error:
@@ -93,20 +92,6 @@ def _parse(text: str, given: Mapping[str, torch.Tensor], samples: Mapping[str, A
     }
     program.samples = _random_samples(syntax, table, signature, budget, seed) if samples is None else dict(samples)
     return program
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep PyTorch from logging what is raised as a TextError anyway."""
-    logger = logging.getLogger("torch._subclasses.fake_tensor")
-    level = logger.level
-    logger.setLevel(logging.CRITICAL)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logger.setLevel(level)
 
 
 class _Budget:

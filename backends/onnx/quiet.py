@@ -4,32 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import io
-import logging
-import warnings
 from collections.abc import Iterator
 
-__all__ = ["quiet"]
+from burnish.compiler.quiet import silenced
 
-_LOGGERS = ("torch.onnx", "torch.export", "onnxscript", "onnx_ir")
+__all__ = ["quiet"]
 
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Hide warnings, log records below ERROR, and prints ("Evaluation failed", "torchvision is not installed")."""
-    loggers = [logging.getLogger(name) for name in _LOGGERS]
-    # torch sets levels on loggers of its own further down, so that a parent's level does not reach them.
-    loggers += [
-        each
-        for name, each in list(logging.root.manager.loggerDict.items())
-        if isinstance(each, logging.Logger) and name.startswith(tuple(f"{parent}." for parent in _LOGGERS))
-    ]
-    levels = [each.level for each in loggers]
-    for each in loggers:
-        each.setLevel(logging.CRITICAL)
-    try:
-        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        for each, level in zip(loggers, levels, strict=True):
-            each.setLevel(level)
+    """Hide warnings, log records, and prints ("Evaluation failed", "torchvision is not installed")."""
+    with silenced("torch.onnx", "torch.export", "onnxscript", "onnx_ir"), contextlib.redirect_stdout(io.StringIO()):
+        yield
