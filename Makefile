@@ -12,8 +12,9 @@ demo: $(VENV)/ready
 test: $(VENV)/ready lint
 	$(BIN)/python -m pytest
 
+# Under two minutes: all but the backends, the command, and what is marked slow.
 quick: $(VENV)/ready
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -m "not slow" --ignore tests/backends --ignore tests/tools
 
 lint: $(VENV)/ready
 	$(BIN)/ruff check .
