@@ -71,10 +71,11 @@ def compile_model(
     """
     chosen, options = parse_backend(backend)
     pipeline = chosen.default_passes(options) if passes is None else Pipeline.of(passes)
-    pipeline.check()
+    opened = open_model(model)
+    pipeline.check(opened.facts if isinstance(opened, Program) else frozenset())
     if not isinstance(verify, int) or isinstance(verify, bool) or not 0 <= verify <= 4:
         raise OptionError(f"verify must be a level from 0 to 4, but is {verify!r}")
-    job = _Job(open_model(model), pipeline, dynamic_shapes, chosen, options, calibration, verify, progress, seed)
+    job = _Job(opened, pipeline, dynamic_shapes, chosen, options, calibration, verify, progress, seed)
     if inputs is None and isinstance(job.model, torch.nn.Module):
         return Compiled(job)
     compiled = Compiled(job)

@@ -45,11 +45,7 @@ _TRANSPOSES = (
     "aten.mT",
     "aten.permute",
 )
-# How far back a chain of views is followed; no model makes longer ones, and it keeps a sweep linear.
-_CHAIN = 8
-
-
-@rule(
+_REGROUPING = (
     "aten.view",
     "aten._unsafe_view",
     "aten.reshape",
@@ -57,6 +53,13 @@ _CHAIN = 8
     "aten.unflatten.int",
     "aten.view_as",
     "aten.reshape_as",
+)
+# How far back a chain of views is followed; no model makes longer ones, and it keeps a sweep linear.
+_CHAIN = 8
+
+
+@rule(
+    *_REGROUPING,
     "aten.squeeze",
     "aten.squeeze.dim",
     "aten.squeeze.dims",
@@ -79,15 +82,7 @@ def drop_regrouping(node: fx.Node, rewriter: Rewriter) -> None:
         source = source.args[0]
 
 
-@rule(
-    "aten.view",
-    "aten._unsafe_view",
-    "aten.reshape",
-    "aten.flatten.using_ints",
-    "aten.unflatten.int",
-    "aten.view_as",
-    "aten.reshape_as",
-)
+@rule(*_REGROUPING)
 def reshape_form(node: fx.Node, rewriter: Rewriter) -> None:
     """Everything that regroups is reshape(x, shape), with numbers and at most one -1 where that says it all."""
     shape = shape_of(node)
