@@ -8,7 +8,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from burnish.tools.console import print_json, print_lines, say
-from burnish.tools.verb import InputOption, JsonFlag, ModelArgument, SeedOption
+from burnish.tools.verb import (
+    InputOption,
+    JsonFlag,
+    ModelArgument,
+    ProgramOutputOption,
+    SeedOption,
+)
 
 if TYPE_CHECKING:
     from torch import nn
@@ -62,15 +68,7 @@ def compile_model(
 
 def capture(
     model: ModelArgument,
-    output: Annotated[
-        str | None,
-        typer.Option(
-            "--output",
-            "-o",
-            metavar="FILE",
-            help="A .burnish file holds weights and example inputs, any other the text alone; by default stdout.",
-        ),
-    ] = None,
+    output: ProgramOutputOption = None,
     inputs: InputOption = None,
     seed: SeedOption = 0,
 ) -> None:

@@ -11,7 +11,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from burnish.tools.console import print_json, print_program, print_table, say
-from burnish.tools.verb import JsonFlag, PassesOption, ProgramArgument, SeedOption
+from burnish.tools.verb import (
+    JsonFlag,
+    PassesOption,
+    ProgramArgument,
+    ProgramOutputOption,
+    SeedOption,
+)
 
 if TYPE_CHECKING:
     from burnish.compiler.pipeline import PassRecord, Pipeline
@@ -23,15 +29,7 @@ __all__ = ["opt"]
 def opt(
     file: ProgramArgument,
     passes: PassesOption,
-    output: Annotated[
-        str | None,
-        typer.Option(
-            "--output",
-            "-o",
-            metavar="FILE",
-            help="A .burnish file holds weights and example inputs, any other the text alone; by default stdout.",
-        ),
-    ] = None,
+    output: ProgramOutputOption = None,
     print_after: Annotated[
         list[str] | None,
         typer.Option(metavar="LABEL", help="Print the program after this pass: cse, cse#2, or all. May be repeated."),

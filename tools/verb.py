@@ -25,7 +25,16 @@ from burnish.compiler.errors import (
 )
 from burnish.tools.console import say
 
-__all__ = ["InputOption", "JsonFlag", "ModelArgument", "PassesOption", "ProgramArgument", "SeedOption", "verb"]
+__all__ = [
+    "InputOption",
+    "JsonFlag",
+    "ProgramOutputOption",
+    "ModelArgument",
+    "PassesOption",
+    "ProgramArgument",
+    "SeedOption",
+    "verb",
+]
 
 _USAGE = (OptionError, PipelineError, InputError, FileFormatError, TextError)
 
@@ -54,6 +63,15 @@ InputOption = Annotated[
         metavar="TYPE",
         show_default=False,
         help="An input with seeded random values, 'f32[2,3,224,224]' or 'name:i64[2,16]'; repeat it for more.",
+    ),
+]
+ProgramOutputOption = Annotated[
+    str | None,
+    typer.Option(
+        "--output",
+        "-o",
+        metavar="FILE",
+        help="A .burnish file holds weights and example inputs, any other the text alone; by default stdout.",
     ),
 ]
 SeedOption = Annotated[int, typer.Option("--seed", help="Everything random derives from it.")]
