@@ -47,7 +47,10 @@ _NAMED |= {
 }
 _NAMES: dict[Operator, str] = {target: name for name, target in _NAMED.items()}
 # Operators that live in a module which torch does not import by itself.
-_LAZY_NAMESPACES = {"quantized_decomposed": "torch.ao.quantization.fx._decomposed"}
+_LAZY_NAMESPACES = {
+    "burnish": "burnish.compiler.fused",
+    "quantized_decomposed": "torch.ao.quantization.fx._decomposed",
+}
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,9 @@
+"""Rules: Activations that a model spells out become one operator."""
+
+from __future__ import annotations
+
+from burnish.compiler.rewriter import Rule
+
+__all__ = ["RULES"]
+
+RULES: tuple[Rule, ...] = ()
