@@ -1,14 +1,18 @@
-"""The options of the ONNX backend, and the ONNX Runtime session options that they stand for."""
+"""The options of the ONNX backend, and the ONNX Runtime session options that they stand for.
+
+`runtime` chooses what runs the graph; options of the other runtime are refused.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import Any
 
 import onnxruntime as ort
 
-from burnish.compiler.errors import OptionError
+from burnish.compiler.errors import MissingDependencyError, OptionError
 from burnish.compiler.options import check_options
 
 __all__ = ["DEFAULT_OPSET", "Settings"]
@@ -17,6 +21,8 @@ DEFAULT_OPSET = 20
 """The newest opset that torch's exporter writes without converting (Gelu is an operator of it)."""
 
 _OPSETS = range(18, 24)
+_RUNTIMES = ("onnxruntime", "openvino")
+_ONLY_ONNX_RUNTIME = ("providers", "profile", "graph_optimization")
 _LEVELS = {
     "disabled": ort.GraphOptimizationLevel.ORT_DISABLE_ALL,
     "basic": ort.GraphOptimizationLevel.ORT_ENABLE_BASIC,
@@ -32,20 +38,23 @@ class Settings:
     Attributes:
         opset: version of the ONNX operator set, 18 to 23.
         simplify: run onnxsim: True, False, or "auto" (see `simplify.worthwhile`).
-        threads: threads within an operator; 0 is ONNX Runtime's choice, one per core.
+        threads: threads within an operator; 0 is the runtime's choice, one per core.
+        runtime: what runs the graph, "onnxruntime" or "openvino".
         providers: ONNX Runtime's execution providers, best first.
         profile: path prefix of the trace that ONNX Runtime writes; "" writes none.
         graph_optimization: ONNX Runtime's own optimizations: "disabled", "basic", "extended" or "all".
-        session_options: ONNX Runtime's configuration entries, `{"session.intra_op.allow_spinning": "0"}` for one.
+        session_options: ONNX Runtime's configuration entries, `{"session.intra_op.allow_spinning": "0"}` for one; or
+            OpenVINO's properties, `{"INFERENCE_PRECISION_HINT": "bf16"}` for one.
     """
 
     opset: int = DEFAULT_OPSET
     simplify: bool | str = "auto"
     threads: int = 0
+    runtime: str = "onnxruntime"
     providers: tuple[str, ...] = ("CPUExecutionProvider",)
     profile: str = ""
     graph_optimization: str = "all"
-    session_options: Mapping[str, str]
+    session_options: Mapping[str, str | int | float]
 
     @staticmethod
     def parse(options: Mapping[str, Any]) -> Settings:
@@ -53,11 +62,13 @@ class Settings:
 
         Raises:
             OptionError: an option is unknown or has an unusable value; the message lists what is known.
+            MissingDependencyError: the runtime is not installed.
         """
         defaults: dict[str, Any] = {
             "opset": DEFAULT_OPSET,
             "simplify": None,
             "threads": 0,
+            "runtime": "onnxruntime",
             "providers": None,
             "profile": "",
             "graph_optimization": "all",
@@ -68,12 +79,16 @@ class Settings:
         simplify = "auto" if found["simplify"] is None else found["simplify"]
         _require("simplify", simplify, simplify == "auto" or isinstance(simplify, bool), "true, false or 'auto'")
         _require("threads", found["threads"], found["threads"] >= 0, "0 (a thread a core) or more")
+        _require("runtime", found["runtime"], found["runtime"] in _RUNTIMES, f"one of {', '.join(_RUNTIMES)}")
+        if found["runtime"] == "openvino":
+            _check_openvino(options)
         level = found["graph_optimization"]
         _require("graph_optimization", level, level in _LEVELS, f"one of {', '.join(_LEVELS)}")
         return Settings(
             opset=found["opset"],
             simplify=simplify,
             threads=found["threads"],
+            runtime=found["runtime"],
             providers=_providers(found["providers"]),
             profile=found["profile"],
             graph_optimization=level,
@@ -92,7 +107,7 @@ class Settings:
         # Warnings of its optimizer are of no use to a caller; errors arrive as exceptions.
         options.log_severity_level = 3
         for key, value in self.session_options.items():
-            options.add_session_config_entry(key, value)
+            options.add_session_config_entry(key, str(int(value)) if isinstance(value, bool) else str(value))
         if profile or self.profile:
             options.enable_profiling = True
             options.profile_file_prefix = profile or self.profile
@@ -109,14 +124,25 @@ def _providers(value: Any) -> tuple[str, ...]:
     return named
 
 
-def _entries(value: Any) -> dict[str, str]:
+def _check_openvino(options: Mapping[str, Any]) -> None:
+    for name in _ONLY_ONNX_RUNTIME:
+        if name in options:
+            raise OptionError(f"option {name!r} of backend 'onnx' is ONNX Runtime's: it does nothing in OpenVINO")
+    if find_spec("openvino") is None:
+        raise MissingDependencyError("runtime=openvino needs OpenVINO: pip install 'burnish[openvino]'")
+
+
+def _entries(value: Any) -> dict[str, str | int | float]:
     if value is None:
         return {}
+    if isinstance(value, (list, tuple)) and all(isinstance(each, str) and "=" in each for each in value):
+        value = dict(each.split("=", 1) for each in value)
     usable = isinstance(value, Mapping) and all(
         isinstance(key, str) and isinstance(each, (str, int, float)) for key, each in value.items()
     )
-    _require("session_options", value, usable, "a dict from ONNX Runtime's configuration keys to values")
-    return {key: str(int(each)) if isinstance(each, bool) else str(each) for key, each in value.items()}
+    wanted = "a dict from the runtime's configuration keys to values, or a list of 'key=value'"
+    _require("session_options", value, usable, wanted)
+    return dict(value)
 
 
 def _require(name: str, value: Any, usable: bool, wanted: str) -> None:
