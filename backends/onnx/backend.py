@@ -13,7 +13,7 @@ from burnish.backends.onnx.check import findings
 from burnish.backends.onnx.emit import lower
 from burnish.backends.onnx.files import load_model
 from burnish.backends.onnx.model import DTYPES, model_of
-from burnish.backends.onnx.settings import DEFAULT_OPSET, Settings
+from burnish.backends.onnx.settings import DEFAULT_OPSETS, Settings
 from burnish.backends.onnx.simplify import simplified
 from burnish.compiler.backend import Finding
 from burnish.compiler.binding import Binding
@@ -51,7 +51,7 @@ class OnnxBackend:
 
     def check(self, program: Program) -> list[Finding]:
         """List what the backend cannot take, node by node, without lowering anything."""
-        return list(findings(program, DEFAULT_OPSET))
+        return list(findings(program, DEFAULT_OPSETS["ort"]))
 
     def emit(self, program: Program, options: Mapping[str, Any]) -> OnnxArtifact:
         """Lower `program`; it is not changed. Weights are shared with it, but for those that ONNX wants transposed.
@@ -66,9 +66,9 @@ class OnnxBackend:
             more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
             raise BackendError(f"the onnx backend cannot take {found[0]}{_place(program, found[0])}{more}")
         with torch.no_grad():
-            model = model_of(lower(program, settings.opset), Binding.of(program), program.constants)
+            model = model_of(lower(program, settings.opset, settings.dialect), Binding.of(program), program.constants)
         model.check()
-        notes = [f"opset {settings.opset}"]
+        notes = [f"opset {settings.opset}, dialect {settings.dialect}"]
         model = simplified(model, program, settings, notes)
         return OnnxArtifact(model, settings, tuple(notes), program)
 

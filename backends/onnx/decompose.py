@@ -25,6 +25,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.onnx._internal.exporter import _decomp, _registration
 
 from burnish.backends.onnx.quiet import quiet
+from burnish.backends.onnx.translations import TRANSLATED
 
 __all__ = ["Translations", "decompose", "missing", "translations"]
 
@@ -54,7 +55,7 @@ class Translations:
 
     def has(self, target: Any) -> bool:
         """Tell whether `target` is translated (or dropped) as it is."""
-        if target is operator.getitem or self._registry.get_decomps(target):
+        if target is operator.getitem or target in TRANSLATED or self._registry.get_decomps(target):
             return True
         return isinstance(target, OpOverload) and target._schema.name in _DROPPED
 

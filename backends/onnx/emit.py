@@ -23,6 +23,7 @@ from torch.export import ExportedProgram
 from burnish.backends.onnx.decompose import decompose
 from burnish.backends.onnx.quiet import quiet
 from burnish.backends.onnx.spellings import keep_pads_before_pools
+from burnish.backends.onnx.translations import table
 from burnish.compiler.errors import BackendError
 from burnish.compiler.graphs import NameTable, name_of, output_of
 from burnish.compiler.operators import operator_name
@@ -58,8 +59,13 @@ class Lowered:
     numbers: dict[str, str]
 
 
-def lower(program: Program, opset: int) -> Lowered:
+def lower(program: Program, opset: int, dialect: str) -> Lowered:
     """Translate `program`; it is not changed.
+
+    Args:
+        program: what to translate.
+        opset: version of the ONNX operator set.
+        dialect: "ort" where ONNX Runtime's own operators may be used, "standard" where not.
 
     Raises:
         BackendError: names the node that could not be translated, its module and its source line.
@@ -69,7 +75,7 @@ def lower(program: Program, opset: int) -> Lowered:
         if decompose(exported, opset, program.fake_mode):
             # Nothing is left to decompose: spare the exporter its second trace of the whole model.
             vars(exported)["run_decompositions"] = lambda table=None: exported
-        model = _translate(program, exported, opset)
+        model = _translate(program, exported, opset, dialect)
         _label(model)
         if model.functions:
             common.InlinePass()(model)
@@ -80,9 +86,16 @@ def lower(program: Program, opset: int) -> Lowered:
     return Lowered(model, outputs, state, _numbers(program))
 
 
-def _translate(program: Program, exported: ExportedProgram, opset: int) -> ir.Model:
+def _translate(program: Program, exported: ExportedProgram, opset: int, dialect: str) -> ir.Model:
     try:
-        result = torch.onnx.export(exported, dynamo=True, verbose=False, optimize=False, opset_version=opset)
+        result = torch.onnx.export(
+            exported,
+            dynamo=True,
+            verbose=False,
+            optimize=False,
+            opset_version=opset,
+            custom_translation_table=table(opset, dialect),
+        )
     except Exception as error:
         raise BackendError(f"ONNX cannot express {_blame(program, error)}") from error
     assert result is not None

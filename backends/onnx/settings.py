@@ -15,10 +15,10 @@ import onnxruntime as ort
 from burnish.compiler.errors import MissingDependencyError, OptionError
 from burnish.compiler.options import check_options
 
-__all__ = ["DEFAULT_OPSET", "Settings"]
+__all__ = ["DEFAULT_OPSETS", "Settings"]
 
-DEFAULT_OPSET = 20
-"""The newest opset that torch's exporter writes without converting (Gelu is an operator of it)."""
+DEFAULT_OPSETS = {"ort": 23, "standard": 20}
+"""By dialect: 20 has Gelu and is read everywhere; 23 has RMSNormalization, one kernel in ONNX Runtime."""
 
 _OPSETS = range(18, 24)
 _RUNTIMES = ("onnxruntime", "openvino")
@@ -36,7 +36,8 @@ class Settings:
     """What a user may choose.
 
     Attributes:
-        opset: version of the ONNX operator set, 18 to 23.
+        opset: version of the ONNX operator set, 18 to 23; by default the dialect's own (`DEFAULT_OPSETS`).
+        dialect: "ort" may use ONNX Runtime's own operators, "standard" runs anywhere; by default the runtime's.
         simplify: run onnxsim: True, False, or "auto" (see `simplify.worthwhile`).
         threads: threads within an operator; 0 is the runtime's choice, one per core.
         runtime: what runs the graph, "onnxruntime" or "openvino".
@@ -47,7 +48,8 @@ class Settings:
             OpenVINO's properties, `{"INFERENCE_PRECISION_HINT": "bf16"}` for one.
     """
 
-    opset: int = DEFAULT_OPSET
+    opset: int = DEFAULT_OPSETS["ort"]
+    dialect: str = "ort"
     simplify: bool | str = "auto"
     threads: int = 0
     runtime: str = "onnxruntime"
@@ -65,7 +67,8 @@ class Settings:
             MissingDependencyError: the runtime is not installed.
         """
         defaults: dict[str, Any] = {
-            "opset": DEFAULT_OPSET,
+            "opset": None,
+            "dialect": None,
             "simplify": None,
             "threads": 0,
             "runtime": "onnxruntime",
@@ -75,7 +78,10 @@ class Settings:
             "session_options": None,
         }
         found = check_options("onnx", options, defaults)
-        _require("opset", found["opset"], found["opset"] in _OPSETS, "from 18 to 23")
+        dialect = found["dialect"] or ("ort" if found["runtime"] == "onnxruntime" else "standard")
+        _require("dialect", dialect, dialect in DEFAULT_OPSETS, f"one of {', '.join(DEFAULT_OPSETS)}")
+        opset = DEFAULT_OPSETS[dialect] if found["opset"] is None else found["opset"]
+        _require("opset", opset, isinstance(opset, int) and opset in _OPSETS, "from 18 to 23")
         simplify = "auto" if found["simplify"] is None else found["simplify"]
         _require("simplify", simplify, simplify == "auto" or isinstance(simplify, bool), "true, false or 'auto'")
         _require("threads", found["threads"], found["threads"] >= 0, "0 (a thread a core) or more")
@@ -85,7 +91,8 @@ class Settings:
         level = found["graph_optimization"]
         _require("graph_optimization", level, level in _LEVELS, f"one of {', '.join(_LEVELS)}")
         return Settings(
-            opset=found["opset"],
+            opset=opset,
+            dialect=dialect,
             simplify=simplify,
             threads=found["threads"],
             runtime=found["runtime"],

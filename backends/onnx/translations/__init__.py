@@ -1,0 +1,43 @@
+"""What the exporter calls in place of torch's own translations: burnish's operators, and attention without NaN checks.
+
+A translation is a function of a Builder and the operator's arguments: values of the graph for tensors, and literals.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+from burnish.backends.onnx.translations import attention, layers, norms, rotary
+from burnish.backends.onnx.translations.builder import Builder
+from burnish.compiler.operators import find_operator
+
+__all__ = ["TRANSLATED", "table"]
+
+_FUNCTIONS: dict[str, Callable[..., Any]] = {
+    "aten.rms_norm": norms.rms_norm,
+    "aten.scaled_dot_product_attention": attention.scaled_dot_product_attention,
+    "burnish.conv_act": layers.conv_act,
+    "burnish.embedding_layer_norm": norms.embedding_layer_norm,
+    "burnish.linear_act": layers.linear_act,
+    "burnish.multi_head_attention": attention.multi_head_attention,
+    "burnish.quick_gelu": layers.quick_gelu,
+    "burnish.rotary_embedding": rotary.rotary_embedding,
+    "burnish.self_attention": attention.self_attention,
+    "burnish.skip_layer_norm": norms.skip_layer_norm,
+    "burnish.skip_rms_norm": norms.skip_rms_norm,
+}
+TRANSLATED = frozenset(find_operator(name) for name in _FUNCTIONS)
+"""The operators that the exporter need not know, nor anybody decompose."""
+
+
+def table(opset: int, dialect: str) -> dict[Any, Callable[..., Any]]:
+    """Return the `custom_translation_table` for torch.onnx.export.
+
+    Args:
+        opset: version of the ONNX operator set.
+        dialect: "ort" where ONNX Runtime's own operators may be used, "standard" where not.
+    """
+    builder = Builder(opset, dialect)
+    return {find_operator(name): functools.partial(function, builder) for name, function in _FUNCTIONS.items()}

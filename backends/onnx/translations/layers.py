@@ -1,0 +1,118 @@
+"""`burnish::conv_act`, `burnish::linear_act` and `burnish::quick_gelu`.
+
+ONNX Runtime joins Conv, a sum and most activations by itself when it loads a file, also in its blocked layout, so the
+standard operators are written for both dialects. Only x * sigmoid(a x) has an operator of ONNX Runtime's own.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from burnish.backends.onnx.translations.builder import Builder
+
+__all__ = ["activate", "conv_act", "linear", "linear_act", "quick_gelu"]
+
+_PLAIN = {"relu": "Relu", "sigmoid": "Sigmoid", "tanh": "Tanh", "hardswish": "HardSwish"}
+_GELU_SINCE = 20
+
+
+def conv_act(
+    op: Builder,
+    input: Any,
+    weight: Any,
+    bias: Any,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int = 1,
+    *,
+    transposed: bool = False,
+    output_padding: Sequence[int] = (),
+    residual: Any = None,
+    activation: str = "none",
+    parameters: Sequence[float] = (),
+) -> Any:
+    """Conv or ConvTranspose, Add, and the activation."""
+    y = op(
+        "ConvTranspose" if transposed else "Conv",
+        input,
+        weight,
+        bias,
+        strides=list(stride),
+        pads=[*padding, *padding],
+        dilations=list(dilation),
+        group=groups,
+        output_padding=list(output_padding) if transposed and any(output_padding) else None,
+    )
+    y = y if residual is None else op("Add", y, residual)
+    return activate(op, y, activation, parameters, input.dtype)
+
+
+def linear_act(
+    op: Builder,
+    input: Any,
+    weight: Any,
+    bias: Any = None,
+    *,
+    residual: Any = None,
+    activation: str = "none",
+    parameters: Sequence[float] = (),
+) -> Any:
+    """MatMul or Gemm, Add, and the activation."""
+    y = linear(op, input, weight, bias)
+    y = y if residual is None else op("Add", y, residual)
+    return activate(op, y, activation, parameters, input.dtype)
+
+
+def quick_gelu(op: Builder, input: Any, alpha: float = 1.702) -> Any:
+    """X * sigmoid(alpha * x)."""
+    if op.may_use_contrib(input):
+        return op.contrib("QuickGelu", input, alpha=float(alpha))
+    scaled = input if alpha == 1.0 else op("Mul", input, op.number(alpha, input.dtype))
+    return op("Mul", input, op("Sigmoid", scaled))
+
+
+def linear(op: Builder, input: Any, weight: Any, bias: Any = None) -> Any:
+    """Input @ weight.T + bias: Gemm for a matrix, MatMul and Add for more dimensions."""
+    if len(input.shape) == 2:
+        return op("Gemm", input, weight, bias, transB=1)
+    y = op("MatMul", input, op("Transpose", weight, perm=[1, 0]))
+    return y if bias is None else op("Add", y, bias)
+
+
+def activate(op: Builder, x: Any, activation: str, parameters: Sequence[float], dtype: Any) -> Any:
+    """Apply an activation of `burnish.compiler.fused.activations.ACTIVATIONS`.
+
+    Args:
+        dtype: of `x`, which has no type yet.
+    """
+    if activation == "none":
+        return x
+    if activation in _PLAIN:
+        return op(_PLAIN[activation], x)
+    if activation == "hardsigmoid":
+        return op("HardSigmoid", x, alpha=1 / 6, beta=0.5)
+    if activation == "leaky_relu":
+        return op("LeakyRelu", x, alpha=float(parameters[0]))
+    if activation == "clamp":
+        return op("Clip", x, op.number(parameters[0], dtype), op.number(parameters[1], dtype))
+    if activation == "silu":
+        return op("Mul", x, op("Sigmoid", x))
+    if activation == "gelu_tanh":
+        return _gelu(op, x, dtype, "tanh")
+    assert activation == "gelu", f"{activation} passed the operator's own check"
+    return _gelu(op, x, dtype, "none")
+
+
+def _gelu(op: Builder, x: Any, dtype: Any, approximate: str) -> Any:
+    if op.opset >= _GELU_SINCE:
+        return op("Gelu", x, approximate=approximate)
+    half, one = op.number(0.5, dtype), op.number(1.0, dtype)
+    if approximate == "tanh":
+        cube = op("Mul", op("Mul", op("Mul", x, x), x), op.number(0.044715, dtype))
+        inner = op("Tanh", op("Mul", op("Add", x, cube), op.number(math.sqrt(2 / math.pi), dtype)))
+    else:
+        inner = op("Erf", op("Mul", x, op.number(math.sqrt(0.5), dtype)))
+    return op("Mul", op("Mul", x, half), op("Add", inner, one))
