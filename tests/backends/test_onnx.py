@@ -214,7 +214,7 @@ def test_opsets(opset: int) -> None:
     model = models.Cnn().eval()
     artifact = emit(model, image(), opset=opset)
     assert [each.version for each in artifact.model.graph.opset_import if each.domain == ""] == [opset]
-    assert f"opset {opset}" in artifact.notes()
+    assert f"opset {opset}, dialect ort" in artifact.notes()
     x = image()
     assert_same(artifact(*x), call(model, x))
 
@@ -222,7 +222,7 @@ def test_opsets(opset: int) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"opzet": 20}, "there are opset, simplify, threads"),
+        ({"opzet": 20}, "there are opset, dialect, simplify, threads"),
         ({"opset": 12}, "from 18 to 23"),
         ({"simplify": "maybe"}, "true, false or 'auto'"),
         ({"threads": -1}, "'threads'"),
