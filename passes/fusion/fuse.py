@@ -28,6 +28,7 @@ from burnish.passes.fusion import (
     pooling,
     projections,
     rotary,
+    scales,
     skip_norms,
 )
 
@@ -35,7 +36,7 @@ __all__ = ["Fuse"]
 
 _PHASES = (
     (*activations.RULES, *norms.RULES, *pooling.RULES, *linear_forms.RULES),
-    adapters.RULES,
+    (*scales.RULES, *adapters.RULES),  # not before: half an activation or norm is a scale too
     (*attention.RULES, *masks.RULES),
     (*rotary.RULES, *heads.RULES),
     projections.RULES,

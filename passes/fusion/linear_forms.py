@@ -24,7 +24,7 @@ __all__ = ["RULES"]
 
 _ADDMM = find_operator("aten.addmm")
 # The names of the two factors of every product.
-_FACTORS = {
+_FACTORS: dict[Any, tuple[str, str]] = {
     _ADDMM: ("mat1", "mat2"),
     find_operator("aten.mm"): ("self", "mat2"),
     find_operator("aten.matmul"): ("self", "other"),
@@ -55,7 +55,7 @@ def constant_product(node: fx.Node, rewriter: Rewriter) -> None:
 
 @rule("aten.reshape")
 def linear_between_reshapes(node: fx.Node, rewriter: Rewriter) -> None:
-    """reshape(linear(reshape(x))), where only leading dimensions are regrouped, is a linear layer on the tensor of x."""
+    """reshape(linear(reshape(x))), where only leading dimensions are regrouped, is a linear layer on x as it was."""
     layer = node.args[0]
     if not calls(layer, "aten.linear"):
         return
@@ -91,13 +91,11 @@ def _as_linear(node: fx.Node, matrix: fx.Node) -> tuple[fx.Node, Argument]:
     """
     names = _FACTORS.get(node.target)
     if names is None:
-        raise Refusal(f"its matrix is read by {_reader(node)} too: a transposed copy would be a second one")
+        raise Refusal(f"its matrix is read by {_reader(node)} too: transposed, it would be a second one")
     found = arguments(node)
     x, value = found[names[0]], tensor_of(found[names[0]])
     if found[names[1]] is not matrix or x is matrix or value is None:
-        raise Refusal(
-            f"its matrix is read by {_reader(node)} as a first factor: a transposed copy would be a second one"
-        )
+        raise Refusal(f"its matrix is read by {_reader(node)} as a first factor: transposed, it would be a second one")
     if value.dim() < 2:
         raise Refusal("its first factor is a vector")
     if node.target is not _ADDMM:
