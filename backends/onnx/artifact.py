@@ -1,4 +1,4 @@
-"""OnnxArtifact: an ONNX model that is called like the model it came from, on ONNX Runtime.
+"""OnnxArtifact: an ONNX model that is called like the model it came from, on ONNX Runtime or on OpenVINO.
 
 Buffers that the model updates are kept by the artifact between calls; it is not safe to call such an artifact from
 several threads at once.
@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import tempfile
 from collections import Counter
 from collections.abc import Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import onnx
@@ -19,6 +17,7 @@ import torch
 
 from burnish.backends.onnx.files import save_model
 from burnish.backends.onnx.model import Model
+from burnish.backends.onnx.openvino_session import OpenVinoSession
 from burnish.backends.onnx.session import Session
 from burnish.backends.onnx.settings import Settings
 from burnish.backends.onnx.trace import rows_of
@@ -53,7 +52,8 @@ class OnnxArtifact:
         self.settings = settings
         self._notes = notes
         self._program = program
-        self._session: Session | None = None
+        self._runtime = OpenVinoSession if settings.runtime == "openvino" else Session
+        self._session: Session | OpenVinoSession | None = None
         self._state: dict[str, torch.Tensor] = {}
         self.reset()
 
@@ -63,10 +63,10 @@ class OnnxArtifact:
         return self.model.convention.binding
 
     @property
-    def session(self) -> Session:
-        """The ONNX Runtime session, made at the first use."""
+    def session(self) -> Session | OpenVinoSession:
+        """The runtime's session, made at the first use."""
         if self._session is None:
-            self._session = Session(self.model, self.settings)
+            self._session = self._runtime(self.model, self.settings)
         return self._session
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -74,11 +74,11 @@ class OnnxArtifact:
 
         Raises:
             InputError: an argument is missing, left over, or of another structure, dtype or static size.
-            BackendError: ONNX Runtime fails.
+            BackendError: the runtime fails.
         """
         return self._call(self.session, self.model.convention.binding.bind(args, kwargs))
 
-    def _call(self, session: Session, inputs: Mapping[str, Any]) -> Any:
+    def _call(self, session: Session | OpenVinoSession, inputs: Mapping[str, Any]) -> Any:
         convention = self.model.convention
         feeds = dict(inputs)
         for buffer, (name, _) in convention.state.items():
@@ -119,27 +119,21 @@ class OnnxArtifact:
         args, kwargs = self._arguments(inputs)
         feeds = self.model.convention.binding.bind(args, kwargs)
         kept = dict(self._state)
-        with tempfile.TemporaryDirectory() as folder:
-            session = Session(self.model, self.settings, profile=str(Path(folder) / "trace"))
-            try:
-                for _ in range(_PROFILED_RUNS + 1):
-                    self._call(session, feeds)
-            finally:
-                self._state = kept
-            text = Path(session.session.end_profiling()).read_text()
-        return Profile(rows_of(text, self.model.places(), self._flops(feeds)))
+        session = self._runtime(self.model, self.settings, profiled=True)
+        try:
+            for _ in range(_PROFILED_RUNS + 1):
+                self._call(session, feeds)
+        finally:
+            self._state = kept
+        return Profile(rows_of(session.kernels(self.model.places()), self._flops(feeds)))
 
     def optimized_node_counts(self) -> Counter[str]:
-        """Return how many nodes of each operator ONNX Runtime's own optimized graph has: the kernels that run."""
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / "optimized.onnx"
-            Session(self.model, self.settings, optimized=str(path))
-            graph = onnx.load(path, load_external_data=False).graph
-        return Counter(node.op_type for node in graph.node)
+        """Return how many nodes of each operator the runtime's own optimized graph has: the kernels that run."""
+        return self._runtime.node_counts(self.model, self.settings)
 
     def notes(self) -> list[str]:
         """Return what the user should know of the lowering."""
-        return list(self._notes)
+        return [*self._notes, *self._runtime.NOTES]
 
     def size(self) -> int:
         """Return the bytes of the artifact when saved, to within the length of the metadata."""

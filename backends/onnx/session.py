@@ -8,19 +8,23 @@ Cases not handled: devices other than the CPU for inputs and outputs (a GPU prov
 
 from __future__ import annotations
 
+import tempfile
+from collections import Counter
 from collections.abc import Mapping
-from typing import Any
+from pathlib import Path
+from typing import Any, ClassVar
 
 import onnx
 import onnxruntime as ort
 import torch
 from onnxruntime.capi import onnxruntime_pybind11_state as bindings
 
-from burnish.backends.onnx.model import DTYPES, Model
+from burnish.backends.onnx.model import DTYPES, Model, Place
 from burnish.backends.onnx.settings import Settings
+from burnish.backends.onnx.trace import Kernel, kernels_of_trace
 from burnish.compiler.errors import BackendError
 
-__all__ = ["Session"]
+__all__ = ["Session", "ready"]
 
 _ELEMENT_TYPES = {dtype: number for number, dtype in DTYPES.items()}
 
@@ -29,15 +33,18 @@ class Session:
     """An ONNX Runtime session on a Model.
 
     Args:
-        profile: path prefix of a trace to write.
+        profiled: keep the time of each kernel, for `kernels`.
         optimized: path for ONNX Runtime's own optimized graph.
 
     Raises:
         BackendError: ONNX Runtime refuses the model.
     """
 
-    def __init__(self, model: Model, settings: Settings, *, profile: str = "", optimized: str = "") -> None:
-        options = settings.session(profile=profile)
+    NOTES: ClassVar[tuple[str, ...]] = ()
+
+    def __init__(self, model: Model, settings: Settings, *, profiled: bool = False, optimized: str = "") -> None:
+        self._folder = tempfile.TemporaryDirectory() if profiled else None
+        options = settings.session(profile=str(Path(self._folder.name) / "trace") if self._folder else "")
         if optimized:
             options.optimized_model_filepath = optimized
         # ONNX Runtime refers to the tensors' memory: they must live as long as the session.
@@ -68,7 +75,7 @@ class Session:
         binding = self.session.io_binding()
         alive = []
         for name, dtype in self._inputs.items():
-            tensor = _ready(inputs[name], dtype)
+            tensor = ready(inputs[name], dtype)
             alive.append(tensor)
             # An empty tensor has no memory, and ONNX Runtime wants an address.
             memory = tensor if tensor.numel() else torch.empty(1, dtype=dtype)
@@ -90,17 +97,42 @@ class Session:
             found[name] = tensor.clone() if name in self._constant else tensor
         return found
 
+    def kernels(self, places: Mapping[str, Place]) -> list[Kernel]:
+        """Return the kernels of the runs so far of a profiled session, and end it.
+
+        Args:
+            places: where each graph node comes from.
+        """
+        assert self._folder is not None, "the session is not profiled"
+        with self._folder:
+            text = Path(self.session.end_profiling()).read_text()
+        return list(kernels_of_trace(text, places))
+
+    @classmethod
+    def node_counts(cls, model: Model, settings: Settings) -> Counter[str]:
+        """Return how many nodes of each operator ONNX Runtime's own optimized graph has.
+
+        Raises:
+            BackendError: ONNX Runtime refuses the model.
+        """
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "optimized.onnx"
+            cls(model, settings, optimized=str(path))
+            graph = onnx.load(path, load_external_data=False).graph
+        return Counter(node.op_type for node in graph.node)
+
+
+def ready(value: Any, dtype: torch.dtype) -> torch.Tensor:
+    """Return an input as a contiguous CPU tensor; a number as one of `dtype`."""
+    if not isinstance(value, torch.Tensor):
+        return torch.tensor(value, dtype=dtype)
+    return value.detach().to("cpu").contiguous().resolve_conj().resolve_neg()
+
 
 def _wrap(tensor: torch.Tensor) -> Any:
     if tensor.dtype is torch.bool:
         return bindings.OrtValue.from_dlpack(tensor.view(torch.uint8).__dlpack__(), True)
     return bindings.OrtValue.from_dlpack(tensor.__dlpack__(), False)
-
-
-def _ready(value: Any, dtype: torch.dtype) -> torch.Tensor:
-    if not isinstance(value, torch.Tensor):
-        return torch.tensor(value, dtype=dtype)
-    return value.detach().to("cpu").contiguous().resolve_conj().resolve_neg()
 
 
 def _element_type(text: str) -> int:

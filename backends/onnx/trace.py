@@ -1,39 +1,72 @@
-"""Read ONNX Runtime's trace: the time of each kernel, mapped back to the nodes and modules that it came from."""
+"""Where time went: the kernels that a runtime ran, each mapped back to the node and the module that it came from."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from burnish.backends.onnx.model import Place
 from burnish.compiler.profile import ProfileRow
 
-__all__ = ["rows_of"]
+__all__ = ["Kernel", "kernels_of_trace", "rows_of", "work_of"]
 
 _SUFFIX = "_kernel_time"
 # Nodes between a kernel's main operator and the last one fused into it: batch norm, add, activation.
 _FUSED = 3
 
 
-def rows_of(text: str, places: Mapping[str, Place], flops: Mapping[str, int]) -> Iterator[ProfileRow]:
-    """Yield one row for each kernel, in seconds per run, the first run left out.
+@dataclass(frozen=True, slots=True)
+class Kernel:
+    """What a runtime ran as one piece.
+
+    Attributes:
+        name: the runtime's name for it.
+        operator: the runtime's operator.
+        seconds: time per run.
+        places: the graph nodes that it may stand for; the one with the most work counts.
+    """
+
+    name: str
+    operator: str
+    seconds: float
+    places: tuple[Place, ...]
+
+
+def rows_of(kernels: Iterable[Kernel], flops: Mapping[str, int]) -> Iterator[ProfileRow]:
+    """Yield one row for each kernel.
 
     Args:
-        text: ONNX Runtime's trace, JSON.
-        places: where each graph node comes from.
+        kernels: all that ran.
         flops: FLOPs by Program node; the slowest kernel of a node gets them.
     """
-    runs, times = _times(json.loads(text))
-    rows = []
-    for (name, operator), seconds in times.items():
-        place = _find(name, operator, places)
-        rows.append((seconds / runs, name, operator, place.module, place.node))
     done: set[str] = set()
-    for seconds, name, operator, module, node in sorted(rows, reverse=True):
-        work = 0 if node in done else flops.get(node, 0)
-        done.add(node)
-        yield ProfileRow(name, operator, module, seconds, work)
+    for kernel in sorted(kernels, key=lambda each: -each.seconds):
+        place = max(kernel.places, key=lambda each: flops.get(each.node, 0), default=Place("", "", ""))
+        work = 0 if place.node in done else flops.get(place.node, 0)
+        done.add(place.node)
+        yield ProfileRow(kernel.name, kernel.operator, place.module, kernel.seconds, work)
+
+
+def kernels_of_trace(text: str, places: Mapping[str, Place]) -> Iterator[Kernel]:
+    """Yield the kernels in ONNX Runtime's trace, in seconds per run, the first run left out.
+
+    Args:
+        text: the trace, JSON.
+        places: where each graph node comes from.
+    """
+    runs, times = _times(json.loads(text))
+    for (name, operator), seconds in times.items():
+        yield Kernel(name, operator, seconds / runs, (_find(name, operator, places),))
+
+
+def work_of(place: Place, operator: str, places: Mapping[str, Place]) -> Place:
+    """Return `place`, or the one shortly before whose ONNX operator is named in `operator`, where its own is not."""
+    current, steps = place, 0
+    while current.operator not in operator and current.before and steps < _FUSED:
+        current, steps = places[current.before[0]], steps + 1
+    return current if current.operator in operator else place
 
 
 def _times(events: list[dict[str, Any]]) -> tuple[int, dict[tuple[str, str], float]]:
@@ -57,7 +90,4 @@ def _find(name: str, operator: str, places: Mapping[str, Place]) -> Place:
             return Place("", "", operator)
         name = max(within, key=len)
     # What ONNX Runtime fused may be named after the last node (the activation): the work is that of one before.
-    current, steps = places[name], 0
-    while current.operator not in operator and current.before and steps < _FUSED:
-        current, steps = places[current.before[0]], steps + 1
-    return current if current.operator in operator else places[name]
+    return work_of(places[name], operator, places)
