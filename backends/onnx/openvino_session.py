@@ -15,10 +15,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-import onnx
 import torch
 
 from burnish.backends.onnx.model import Model, Place
+from burnish.backends.onnx.openvino_graph import graph_for_openvino
 from burnish.backends.onnx.openvino_profile import count_kernels, kernels_of
 from burnish.backends.onnx.session import ready
 from burnish.backends.onnx.settings import Settings
@@ -28,8 +28,6 @@ from burnish.compiler.errors import BackendError, MissingDependencyError
 __all__ = ["OpenVinoSession"]
 
 _DEVICE = "CPU"
-# The name of the file, in OpenVINO's ONNX reader, for data at an address of this process: `offset` is the address.
-_MEMORY = "*/_ORT_MEM_ADDR_/*"
 _TYPES = {
     "f32": torch.float32,
     "f64": torch.float64,
@@ -67,7 +65,7 @@ class OpenVinoSession:
         self._openvino = openvino
         # OpenVINO refers to the tensors' memory: they must live as long as the session.
         self._weights = {name: weight.detach() for name, weight in model.weights.items()}
-        graph = _with_addresses(model.graph, self._weights)
+        graph = graph_for_openvino(model.graph, self._weights)
         properties = {**_properties(settings), "PERF_COUNT": profiled}
         try:
             self.compiled = core.compile_model(core.read_model(graph.SerializeToString()), _DEVICE, properties)
@@ -192,27 +190,6 @@ def _properties(settings: Settings) -> dict[str, Any]:
     if settings.threads:
         properties["INFERENCE_NUM_THREADS"] = settings.threads
     return properties | dict(settings.session_options)
-
-
-def _with_addresses(model: onnx.ModelProto, weights: Mapping[str, torch.Tensor]) -> onnx.ModelProto:
-    """Return a copy whose large initializers refer to the memory of `weights`.
-
-    That a file names an address itself, `load_model` has refused: it takes no data that lie in no file.
-    """
-    found = onnx.ModelProto()
-    found.CopyFrom(model)
-    for each in found.graph.initializer:
-        if each.name not in weights:
-            continue
-        weight = weights[each.name]
-        del each.external_data[:]
-        if not weight.numel():
-            each.ClearField("data_location")
-            continue
-        place = {"location": _MEMORY, "offset": str(weight.data_ptr()), "length": str(weight.nbytes)}
-        for key, value in place.items():
-            each.external_data.add(key=key, value=value)
-    return found
 
 
 def _name_of(port: Any, model: Model) -> tuple[str, torch.dtype]:

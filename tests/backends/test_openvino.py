@@ -247,6 +247,27 @@ def test_integers_beyond_32_bits_are_refused() -> None:
 
 
 @needs_openvino
+@pytest.mark.parametrize("axis", [0, 1, 2, -2])
+def test_a_fourier_transform_keeps_its_axis(axis: int, tmp_path: Path) -> None:
+    nodes = [helper.make_node("DFT", ["x", "", "axis"], ["y"])]
+    artifact = _load(nodes, ["B", 3, 5, 2], {"axis": np.array(axis)}, tmp_path)
+    x = torch.randn(4, 3, 5, 2)
+    # ONNX counts the dimension of real and imaginary parts too.
+    dim = axis if axis >= 0 else axis + 1
+    torch.testing.assert_close(
+        artifact(x), torch.view_as_real(torch.fft.fft(torch.view_as_complex(x), dim=dim)), rtol=1e-4, atol=1e-4
+    )
+
+
+@needs_openvino
+def test_a_fourier_transform_of_another_shape_is_refused(tmp_path: Path) -> None:
+    nodes = [helper.make_node("DFT", ["x", "", "axis"], ["y"], onesided=1)]
+    artifact = _load(nodes, ["B", 8, 1], {"axis": np.array(1)}, tmp_path, output=["B", 5, 2])
+    with pytest.raises(BackendError, match="one-sided DFT"):
+        artifact(torch.randn(2, 8, 1))
+
+
+@needs_openvino
 def test_an_operator_that_openvino_lacks_is_named(tmp_path: Path) -> None:
     artifact = _load([helper.make_node("Det", ["x"], ["y"])], ["B", 3, 3], {}, tmp_path, output=["B"])
     with pytest.raises(BackendError, match=r"OpenVINO cannot load the graph: (.|\n)*Det"):
