@@ -1,11 +1,14 @@
 """cse: compute equal things once.
 
 Two operator nodes are merged when they call the same operator on the same arguments, defaults filled in; the first one
-stays, under its own name and with the origins of both. Two references to one constant are merged too.
+stays, under its own name and with the origins of both. Two references to one constant are merged too. Constants with
+equal contents (dtype, shape, strides and every bit) count as one argument, so that identical branches merge; where that
+merges no operator, both stay.
 
 Not handled: random operators and buffer updates are never merged; operators whose result's size depends on the data
 (`nonzero`) are not, since each has a size symbol of its own; operators that call branches (`cond`) are not; `a + b`
-and `b + a` count as different, and so do equal constants under two names.
+and `b + a` count as different; equal constants in different graphs of a Program are two, and buffers that a run updates
+equal nothing.
 """
 
 from __future__ import annotations
@@ -28,6 +31,12 @@ from burnish.compiler.rewriter import Rewriter
 __all__ = ["CommonSubexpressions"]
 
 _DATA_DEPENDENT = {torch.Tag.dynamic_output_shape, torch.Tag.data_dependent_output}
+# Integers of a dtype's size, to compare bits: NaN equals itself then, and 0.0 is not -0.0.
+_BITS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+# Elements of a constant that are looked at before all are compared.
+_SAMPLES = 8
+# With how many constants that have the same samples one is compared, which keeps the pass linear.
+_MOST = 4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,13 +62,15 @@ class CommonSubexpressions(Pass):
 def _merge(graph: fx.Graph, rewriter: Rewriter, merged: dict[fx.Node, list[fx.Node]]) -> None:
     # Arguments stand before their users and are merged by then, so one sweep finds everything.
     seen: dict[Hashable, fx.Node] = {}
+    equal = _equal_constants(graph, rewriter)
+    spare: list[fx.Node] = []
     for node in list(graph.nodes):
         if node.op == "get_attr":
             key: Hashable = ("constant", node.target)
         elif node.op == "call_function" and not isinstance(node.target, HigherOrderOperator):
             if is_mutating(node.target) or is_random(node):
                 continue
-            key = (node.target, _bound(node))
+            key = (node.target, _bound(node, equal))
         else:
             continue
         first = seen.setdefault(key, node)
@@ -68,30 +79,72 @@ def _merge(graph: fx.Graph, rewriter: Rewriter, merged: dict[fx.Node, list[fx.No
         if isinstance(node.target, OpOverload) and not _DATA_DEPENDENT.isdisjoint(node.target.tags):
             rewriter.skip(node, f"equal to %{first.meta['name']}, but the size of its result depends on the data")
             continue
+        spare += [each for each in node.all_input_nodes if each in equal]
         rewriter.replace(node, first)
         merged.setdefault(first, []).append(node)
+    for constant in dict.fromkeys(spare):
+        if not constant.users:
+            merged.setdefault(equal[constant], []).append(constant)
+            rewriter.erase(constant)
 
 
-def _bound(node: fx.Node) -> Hashable:
+def _equal_constants(graph: fx.Graph, rewriter: Rewriter) -> dict[fx.Node, fx.Node]:
+    """Return, for constants that equal an earlier one bit by bit, that one."""
+    groups: dict[Hashable, list[tuple[fx.Node, torch.Tensor]]] = {}
+    for node in graph.find_nodes(op="get_attr"):
+        value = rewriter.constant(node)
+        if value is not None and _has_bits(value):
+            bits = value.detach().view(_BITS[value.element_size()])
+            key = (value.dtype, value.device, value.shape, value.stride())
+            groups.setdefault(key, []).append((node, bits))
+    found: dict[fx.Node, fx.Node] = {}
+    for group in groups.values():
+        if len(group) == 1:
+            continue
+        alike: dict[Hashable, list[tuple[fx.Node, torch.Tensor]]] = {}
+        for node, bits in group:
+            known = alike.setdefault(_samples(bits), [])
+            first = next((other for other, its in known if torch.equal(its, bits)), None)
+            if first is not None:
+                found[node] = first
+            elif len(known) < _MOST:
+                known.append((node, bits))
+    return found
+
+
+def _has_bits(value: torch.Tensor) -> bool:
+    plain = value.layout is torch.strided and not value.is_quantized and not value.is_complex()
+    return plain and value.device.type != "meta"
+
+
+def _samples(bits: torch.Tensor) -> Hashable:
+    count = bits.numel()
+    if count <= _SAMPLES:
+        return tuple(bits.flatten().tolist())
+    places = torch.arange(_SAMPLES, device=bits.device) * (count - 1) // (_SAMPLES - 1)
+    return tuple(torch.take(bits, places).tolist())
+
+
+def _bound(node: fx.Node, equal: dict[fx.Node, fx.Node]) -> Hashable:
     """Return the arguments of `node` as something that is equal for equal calls, however these are written."""
     schema: Any = schema_of(node.target)
     if schema is None:
-        return (_key(node.args), _key(node.kwargs))
+        return (_key(node.args, equal), _key(node.kwargs, equal))
     args, kwargs, defaults = node.args, node.kwargs, schema.defaults
-    given = [_key(value) for value in args]
+    given = [_key(value, equal) for value in args]
     for name in schema.names[len(args) :]:
-        given.append(_key(kwargs[name] if name in kwargs else defaults.get(name)))
+        given.append(_key(kwargs[name] if name in kwargs else defaults.get(name), equal))
     return tuple(given)
 
 
-def _key(value: Any) -> Hashable:
+def _key(value: Any, equal: dict[fx.Node, fx.Node]) -> Hashable:
     if isinstance(value, fx.Node):
-        return value
+        return equal.get(value, value)
     if isinstance(value, (list, tuple)):
-        return tuple([_key(each) for each in value])
+        return tuple([_key(each, equal) for each in value])
     if isinstance(value, dict):
-        return tuple([(name, _key(each)) for name, each in value.items()])
+        return tuple([(name, _key(each, equal)) for name, each in value.items()])
     if isinstance(value, slice):
-        return (slice, _key(value.start), _key(value.stop), _key(value.step))
+        return (slice, _key(value.start, equal), _key(value.stop, equal), _key(value.step, equal))
     # 1, 1.0 and True differ, and so do 0.0 and -0.0; NaN equals NaN.
     return (type(value), repr(value) if isinstance(value, (float, complex)) else value)

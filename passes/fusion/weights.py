@@ -93,12 +93,12 @@ def rebuilt(
         origins: the nodes whose work the new constants do.
         source: the layer's new input; None to keep it.
     """
-    graph, name, given, origins = layer.node.graph, name_of(layer.weight), arguments(layer.node), list(origins)
+    graph, name, given, origins = layer.node.graph, _stem(layer.weight, rewriter), arguments(layer.node), list(origins)
     new_weight, new_bias = layer.weight, layer.bias
     if weight is not None:
         new_weight = rewriter.set_constant(graph, name, weight, [layer.weight, *origins])
     if bias is not None:
-        named = name_of(layer.bias) if layer.bias is not None else _bias_name(name)
+        named = _stem(layer.bias, rewriter) if layer.bias is not None else _bias_name(name)
         new_bias = rewriter.set_constant(graph, named, bias, [layer.bias or layer.weight, *origins])
     kwargs = {key: value for key, value in layer.node.kwargs.items() if key not in ("input", "weight", "bias")}
     args = (source or given["input"], new_weight, new_bias, *layer.node.args[3:])
@@ -119,6 +119,13 @@ def rebuilt(
 def described(node: fx.Node) -> str:
     """Return a node as reasons name it: operator and name."""
     return f"{operator_name(node.target)} %{name_of(node)}"
+
+
+def _stem(constant: fx.Node, rewriter: Rewriter) -> str:
+    """Return the name of a constant without the ordinal that an earlier rewrite gave it."""
+    name = name_of(constant)
+    stem, _, ordinal = name.rpartition("_")
+    return stem if ordinal.isdigit() and stem in rewriter.program.constants else name
 
 
 def _bias_name(weight: str) -> str:
