@@ -103,6 +103,7 @@ def _fuse(found: _Weighting, rewriter: Rewriter) -> None:
     kwargs: dict[str, Any] = {"scale": scale}
     if _one_head(views):
         kwargs["enable_gqa"] = True
+    dead = [*node.all_input_nodes, scores.left, scores.right]
     operator, args = "aten.scaled_dot_product_attention", (*parts, mask, 0.0, False)
     origins = [found.weights, found.softmax, *(step.node for step in scores.steps), scores.product]
     if not found.turned and (heads is None or not heads.joined):
@@ -112,7 +113,7 @@ def _fuse(found: _Weighting, rewriter: Rewriter) -> None:
         result = _result(found, heads, whole, rewriter)
         rewriter.replace(node, result)
         erase_unused(rewriter, [result])
-    erase_unused(rewriter, [found.weights, found.values, scores.left, scores.right])
+    erase_unused(rewriter, dead)
 
 
 def _scores(found: _Weighting, rewriter: Rewriter) -> Scores:
@@ -138,12 +139,9 @@ def _check_readers(found: _Weighting, scores: Scores) -> None:
 
 
 def _check_types(views: Sequence[View]) -> None:
-    tensors = [tensor_of(view.source) for view in views]
-    dtypes = {None if each is None else each.dtype for each in tensors}
-    if dtypes in ({torch.float16}, {torch.bfloat16}):
+    query_type = tensor_of(views[0].source)
+    if query_type is None or query_type.dtype not in (torch.float32, torch.float64):
         raise Refusal("it computes in half precision, where the operator rounds less often")
-    if dtypes not in ({torch.float32}, {torch.float64}):
-        raise Refusal("its operands are not of one floating-point type")
     if len(views[0].dims) not in (3, 4):
         raise Refusal(f"its queries have {len(views[0].dims)} dimensions")
     query, key, value = (view.shape[:-2] for view in views)

@@ -33,7 +33,9 @@ def einsum_of_attention(node: fx.Node, rewriter: Rewriter) -> None:
     if any(len(set(each)) != len(each) or "." in each for each in (*names, result)):
         rewriter.skip(node, "its equation has an ellipsis, or a label twice in one operand")
         return
-    batch = [label for label in result if label in names[0] and label in names[1]]
+    # The order of the weights stays, or nothing would recognize them.
+    order = next((name for name, each in zip(names, operands, strict=True) if calls(each, "aten.softmax.int")), result)
+    batch = [label for label in order if label in result and label in names[0] and label in names[1]]
     summed = [label for label in names[0] if label in names[1] and label not in result]
     rows = [label for label in result if label not in names[1]]
     columns = [label for label in result if label not in names[0]]

@@ -156,9 +156,12 @@ def scale_of(steps: tuple[Step, ...]) -> float:
     """Return the factor of the product under `steps`.
 
     Raises:
-        Refusal: a step is none that a mask can say, or its factor is not positive.
+        Refusal: a step is none that a mask can say, or scales by a factor that is not positive.
     """
-    additive, filled = False, None
+    if not all(0 < step.factor < math.inf for step in steps if isinstance(step, Scale)):
+        raise Refusal("it scales its scores by a factor that is not positive")
+    additive = False
+    filled: set[float] = set()
     for step, factor in _with_factors(steps):
         if isinstance(step, Add):
             additive = True
@@ -166,19 +169,15 @@ def scale_of(steps: tuple[Step, ...]) -> float:
             if value is None or scores is None or value.dtype != scores.dtype:
                 raise Refusal("its mask has another type than its scores")
         if isinstance(step, Fill):
-            mask = tensor_of(step.mask)
-            if mask is None or mask.dtype != torch.bool:
-                raise Refusal("its mask is filled in where something other than a boolean says")
-            if factor <= 0:
-                raise Refusal("it turns the signs of its mask")
             low = factor * step.value
-            if not low <= _HIDES or (low > _ABSORBS and additive) or (math.isfinite(low) and filled not in (None, low)):
+            # One that is replaced must be the last to change the scores, and no other fill may tell hidden keys apart.
+            if not low <= _HIDES or (low > _ABSORBS and additive):
                 raise Refusal(f"it fills in {step.value:g}, which hides less than a mask does")
-            filled = low if math.isfinite(low) else filled
-    whole = math.prod(step.factor for step in steps if isinstance(step, Scale))
-    if not (0 < whole < math.inf):
-        raise Refusal("it scales its scores by a factor that is not positive")
-    return whole
+            if math.isfinite(low):
+                filled.add(low)
+    if len(filled) > 1 and max(filled) > _ABSORBS:
+        raise Refusal(f"it fills in {max(filled):g} and {min(filled):g}, of which one hides more")
+    return math.prod(step.factor for step in steps if isinstance(step, Scale))
 
 
 def keeps_matrices(a: Any, b: Any) -> bool:
