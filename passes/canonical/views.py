@@ -4,10 +4,11 @@
   dynamic its entry is -1 and the others are numbers, so that no size has to be computed.
 - `t`, `transpose`, `swapaxes`, `movedim`, `numpy_T`, `mT` become `permute` with dimensions counted from 0.
 - `squeeze`, `unsqueeze`, `expand` and `slice` stay, unless they change nothing. A computed size in an `expand` that is
-  the dimension's own is -1.
+  the dimension's own is -1. A slice of a slice of the same dimension is one slice.
 
 Not handled: `flatten` and the like of a tensor of which two or more dimensions stay dynamic in the result keep their
-form; a chain of views that comes back to its start is recognized over `reshape`, `squeeze` and `unsqueeze` alone.
+form; a chain of views that comes back to its start is recognized over `reshape`, `squeeze` and `unsqueeze` alone;
+slices of a slice stay where the dimension, or a bound, is dynamic.
 """
 
 from __future__ import annotations
@@ -134,6 +135,36 @@ def drop_whole(node: fx.Node, rewriter: Rewriter) -> None:
         drop(node, source, rewriter)
 
 
+@rule("aten.slice.Tensor")
+def slice_of_slice(node: fx.Node, rewriter: Rewriter) -> None:
+    """A slice of a slice along the same dimension is a slice."""
+    inner, outer = node.args[0], _slice(node)
+    within = _slice(inner) if isinstance(inner, fx.Node) and inner.target is _aten.slice.Tensor else None
+    if outer is None or within is None or outer[0] != within[0]:
+        return
+    assert isinstance(inner, fx.Node)
+    dim, shape = within[0], shape_of(inner.args[0])
+    size = None if shape is None else shape[dim]
+    if not isinstance(size, int):
+        # Its type would be another expression of the same size.
+        rewriter.skip(node, f"dimension {dim} is dynamic")
+        return
+    # Python cuts ranges as ATen cuts dimensions, negative and too large bounds included.
+    taken = range(size)[within[1]][outer[1]]
+    start, end = (taken[0], taken[-1] + 1) if taken else (0, 0)
+    args = (inner.args[0], dim, start, end) if taken.step == 1 else (inner.args[0], dim, start, end, taken.step)
+    rewriter.replace(node, "aten.slice.Tensor", args, {}, origins=[inner], same_type=True)
+
+
+def _slice(node: fx.Node) -> tuple[int, slice] | None:
+    """Return the dimension, counted from 0, and the bounds of a slice; None where one is computed."""
+    found, value = arguments(node), tensor_of(node)
+    bounds = [found["start"], found["end"], found["step"]]
+    if value is None or any(each is not None and type(each) is not int for each in bounds):
+        return None
+    return found["dim"] % value.dim(), slice(*bounds)
+
+
 def _squeezes_dynamic(node: fx.Node) -> bool:
     """Tell whether `node` squeezes a dimension that its type takes for other than 1, and that may be 1 in a call."""
     sizes = shape_of(node.args[0])
@@ -201,4 +232,4 @@ def _moved(rank: int, source: Any, destination: Any) -> list[int]:
     return [by_target[place] if place in by_target else next(rest) for place in range(rank)]
 
 
-RULES = (drop_regrouping, reshape_form, reshape_of_view, permute_form, drop_whole, expand_form)
+RULES = (drop_regrouping, reshape_form, reshape_of_view, permute_form, drop_whole, slice_of_slice, expand_form)
