@@ -14,7 +14,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,17 +25,15 @@ from burnish.compiler.rewriter import Rewriter, rule
 from burnish.passes.canonical.batch_norms import Refusal
 from burnish.passes.canonical.types import shape_of
 from burnish.passes.fusion.matching import calls, erase_unused
+from burnish.passes.fusion.rearrangements import Rearrangement, permuted, rearrangement
 from burnish.passes.fusion.view_chains import (
     Atom,
     Dim,
     Layout,
-    Rearrangement,
     Size,
     chain_of,
     dim_of,
     layout_of,
-    permuted,
-    rearrangement,
     size_of,
     size_of_dim,
 )
@@ -143,21 +141,21 @@ def norm_before_transposition(node: fx.Node, rewriter: Rewriter) -> None:
     erase_unused(rewriter, [inner])
 
 
-def tokens_of(chain: list[fx.Node], layout: Layout, batch: Dim, sequence: Dim, heads: Dim, size: Dim) -> Tokens | None:
-    """Return the tokens that lie in the last node of `chain`, or None where it holds them head by head.
+def tokens_of(base: fx.Node, starts: Sequence[Size], batch: Dim, sequence: Dim, heads: Dim, size: Dim) -> Tokens | None:
+    """Return the tokens that lie in `base`, or None where it holds them head by head.
 
     Args:
-        chain: its last node is what `layout` walks.
-        layout: where the tokens start in it.
+        base: what the atoms walk.
+        starts: where the tokens start in it.
         batch: atoms of the batch, as are those of `sequence`, `heads` (repeats last) and `size`.
     """
     own = tuple(atom for atom in heads if atom.dim is not None)
     repeats, count = size_of_dim(heads[len(own) :]), size_of_dim(own)
     if heads[: len(own)] != own or not isinstance(count, int) or not isinstance(repeats, int):
         return None
-    sizes = [size_of(each) for each in shape_of(chain[-1]) or ()]
-    made = rearrangement(sizes, Layout((batch, sequence, (*own, *size)), layout.starts))
-    return Tokens(chain[-1], made, size_of_dim(batch), count, repeats) if made is not None and made.kept else None
+    sizes = [size_of(each) for each in shape_of(base) or ()]
+    made = rearrangement(sizes, Layout((batch, sequence, (*own, *size)), tuple(starts)))
+    return Tokens(base, made, size_of_dim(batch), count, repeats) if made is not None and made.kept else None
 
 
 def _operands(given: dict[str, Any], rank: int) -> dict[str, Tokens]:
@@ -194,7 +192,7 @@ def _operand(node: fx.Node, name: str, joined: bool = False) -> Tokens:
         heads = rest[0] if rest else ()
         if joined:
             batch, heads = _apart(batch, size)
-        found = tokens_of(chain[:length], layout, batch, sequence, heads, size)
+        found = tokens_of(chain[length - 1], layout.starts, batch, sequence, heads, size)
         # What is between the base and the start of the chain stays.
         count = len(chain) - length + (found.made.count if found is not None else 0)
         if found is not None and (best is None or count < best[0]):

@@ -1,8 +1,7 @@
 """Where the elements of a view come from: every dimension as steps through the dimensions of the tensor it is made of.
 
 `chain_of` walks from a node back through what only rearranges (reshape, permute, slice, select, split, unbind, expand
-and the like), `layout_of` says what the walk amounts to, and `rearrangement` finds at most one permute, some slices and
-one reshape that make a wanted layout of a tensor.
+and the like), and `layout_of` says what the walk amounts to.
 
 Not handled: slices of a dimension that is made of several; a walk of more than `_LENGTH` operators; sizes that do not
 divide each other (reshape [4, 6] to [3, 8]).
@@ -20,24 +19,10 @@ import torch
 from torch import fx
 
 from burnish.compiler.operators import arguments, find_operator
-from burnish.compiler.rewriter import Rewriter
-from burnish.passes.canonical.types import same_shape, shape_of
+from burnish.passes.canonical.types import shape_of
 from burnish.passes.fusion.matching import calls
 
-__all__ = [
-    "Atom",
-    "Dim",
-    "Layout",
-    "Rearrangement",
-    "Size",
-    "chain_of",
-    "dim_of",
-    "layout_of",
-    "permuted",
-    "rearrangement",
-    "size_of",
-    "size_of_dim",
-]
+__all__ = ["Atom", "Dim", "Layout", "Size", "chain_of", "dim_of", "joined", "layout_of", "size_of", "size_of_dim"]
 
 Size: TypeAlias = int | sympy.Expr
 
@@ -76,45 +61,6 @@ class Layout:
     starts: tuple[Size, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Rearrangement:
-    """Operators that make a tensor of another: a permute, then slices, then a reshape, each where it is needed.
-
-    Attributes:
-        order: the order of dimensions; None for the order that is there.
-        slices: (dimension after the permute, start, end).
-        shape: sizes of the reshape, numbers or (for what is dynamic) dimensions that have the size before the reshape,
-            as -1 - dimension; None for no reshape.
-        kept: the dimensions that hold the last dimension of the result keep their places.
-    """
-
-    order: tuple[int, ...] | None
-    slices: tuple[tuple[int, int, int], ...]
-    shape: tuple[int, ...] | None
-    kept: bool
-
-    @property
-    def count(self) -> int:
-        """How many operators it takes."""
-        return int(self.order is not None) + len(self.slices) + int(self.shape is not None)
-
-    def insert(self, base: fx.Node, anchor: fx.Node, rewriter: Rewriter) -> fx.Node:
-        """Return the node for the rearranged `base`, inserted before `anchor`."""
-        node = base
-        if self.order is not None:
-            node = permuted(base, self.order, anchor, rewriter)
-        for dim, start, end in self.slices:
-            node = rewriter.insert(anchor, "aten.slice.Tensor", (node, dim, start, end))
-        if self.shape is None:
-            return node
-        sizes: list[Any] = list(self.shape)
-        dynamic = [index for index, size in enumerate(sizes) if size < 0]
-        for index in dynamic:
-            one = len(dynamic) == 1
-            sizes[index] = -1 if one else rewriter.insert(anchor, "aten.sym_size.int", (node, -1 - sizes[index]))
-        return rewriter.insert(anchor, "aten.reshape", (node, sizes))
-
-
 def chain_of(node: fx.Node) -> list[fx.Node]:
     """Return `node`, what it is a view of, what that is a view of, and so on."""
     chain = [node]
@@ -124,18 +70,6 @@ def chain_of(node: fx.Node) -> list[fx.Node]:
             break
         chain.append(source)
     return chain
-
-
-def permuted(node: fx.Node, order: Sequence[int], anchor: fx.Node, rewriter: Rewriter) -> fx.Node:
-    """Return `node` in another order of dimensions: a permute that is there, or a new one before `anchor`."""
-    sizes, order = shape_of(node) or (), list(order)
-    shape = [sizes[dim] for dim in order]
-    for user in node.users:
-        # The type of a user may be that before a rule replaced its input.
-        found = calls(user, "aten.permute") and user < anchor and list(arguments(user)["dims"]) == order
-        if found and same_shape(shape_of(user), shape):
-            return user
-    return rewriter.insert(anchor, "aten.permute", (node, order))
 
 
 def layout_of(chain: Sequence[fx.Node], layout: Layout | None = None) -> Layout | None:
@@ -156,40 +90,16 @@ def layout_of(chain: Sequence[fx.Node], layout: Layout | None = None) -> Layout 
     return layout
 
 
-def rearrangement(sizes: Sequence[Size], wanted: Layout) -> Rearrangement | None:
-    """Return the operators that make a layout of a tensor of `sizes`; None where it takes more than these."""
-    dims = wanted.dims
-    runs = _joined([atom for dim in dims for atom in dim])
-    if any(run.dim is None or run.stride != 1 for run in runs):
-        return None
-    used = [run.dim for run in runs if run.dim is not None]
-    if len(set(used)) != len(used):
-        return None
-    lengths: list[Size] = [1] * len(sizes)
-    for run in runs:
-        lengths[run.dim or 0] = run.size
-    places, order = sorted(used), list(range(len(sizes)))
-    for place, dim in zip(places, used, strict=True):
-        order[place] = dim
-    slices = []
-    for dim, (start, length, size) in enumerate(zip(wanted.starts, lengths, sizes, strict=True)):
-        if length == size:
-            continue
-        if not isinstance(start, int) or not isinstance(length, int):
-            return None
-        slices.append((order.index(dim), start, start + length))
-    permuted = [lengths[dim] for dim in order]
-    shape = [size_of_dim(dim) for dim in dims]
-    regrouped = _sizes(shape, permuted)
-    if regrouped is None:
-        return None
-    last = {atom.dim for atom in (dims[-1] if dims else ())}
-    return Rearrangement(
-        None if order == sorted(order) else tuple(order),
-        tuple(slices),
-        None if shape == permuted else regrouped,
-        all(dim is None or order[dim] == dim for dim in last),
-    )
+def joined(atoms: Iterable[Atom]) -> Dim:
+    """Return `atoms` with those in one that follow each other in the base."""
+    result: list[Atom] = []
+    for atom in atoms:
+        before = result[-1] if result else None
+        if before is not None and before.dim == atom.dim and before.stride == atom.stride * atom.size:
+            result[-1] = Atom(atom.dim, atom.stride, before.size * atom.size)
+        else:
+            result.append(atom)
+    return tuple(result)
 
 
 def dim_of(*atoms: Atom) -> Dim:
@@ -208,35 +118,6 @@ def size_of_dim(dim: Dim) -> Size:
     for atom in dim:
         product = product * atom.size
     return product
-
-
-def _joined(atoms: Iterable[Atom]) -> Dim:
-    """Return `atoms` with those in one that follow each other in the base."""
-    result: list[Atom] = []
-    for atom in atoms:
-        before = result[-1] if result else None
-        if before is not None and before.dim == atom.dim and before.stride == atom.stride * atom.size:
-            result[-1] = Atom(atom.dim, atom.stride, before.size * atom.size)
-        else:
-            result.append(atom)
-    return tuple(result)
-
-
-def _sizes(wanted: Sequence[Size], present: Sequence[Size]) -> tuple[int, ...] | None:
-    """Return `wanted` as `Rearrangement.shape`, whose dynamic sizes are among those `present`, or at most one."""
-    dynamic = [size for size in wanted if not isinstance(size, int)]
-    result = []
-    for size in wanted:
-        if isinstance(size, int):
-            result.append(size)
-        elif size in present:
-            result.append(-1 - present.index(size))
-        elif len(dynamic) == 1:
-            result.append(-1)
-        else:
-            return None
-    # With a size of 0 beside it, -1 could stand for anything.
-    return None if 0 in result else tuple(result)
 
 
 def _source(node: fx.Node) -> fx.Node | None:
@@ -308,7 +189,7 @@ def _regroup(layout: Layout, shape: Sequence[Size]) -> Layout | None:
                 wanted = 1
             else:
                 return None
-        dims.append(_joined(reversed(taken)))
+        dims.append(joined(reversed(taken)))
     return None if atoms else Layout(tuple(reversed(dims)), layout.starts)
 
 
