@@ -10,6 +10,7 @@ half precision, unless the new weight is exact (a power of 2); shifts so large t
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -270,24 +271,22 @@ def _shifted(
     if dtype not in WIDE:
         raise Refusal("it computes in half precision, where a sum in the layer rounds differently")
     total = shift if bias is None else bias + shift
-    # Of inputs of size 1, each channel's products have the size of its weights' norm.
-    result = _size(split.square().sum((2, 3)).sqrt())
-    largest = max(_largest(each) for each in (shift, bias) if each is not None)
-    largest *= torch.finfo(dtype).eps / torch.finfo(torch.float32).eps
-    if largest > most * result:
+    # Of inputs of size 1, each channel's products have the size of its weights' norm. Neither may the shift be large
+    # beside what it is added to, nor the bias beside the sum.
+    products, old = split.square().sum((2, 3)).reshape(-1), torch.zeros(()) if bias is None else bias
+    times = max(_ratio(shift, products + old.square()), _ratio(old, products + total.square()))
+    times *= torch.finfo(dtype).eps / torch.finfo(torch.float32).eps
+    if times > most:
         raise Refusal(
-            f"its shift is {largest / result if result else float('inf'):.0f} times the layer's products"
-            f" ({most:.0f} at most): folding would lose precision"
+            f"its shift is {times:.0f} times the layer's result ({most:.0f} at most): folding would lose precision"
         )
     return rounded(total, dtype)
 
 
-def _size(value: torch.Tensor) -> float:
-    return float(value.square().mean().sqrt()) if value.numel() else 0.0
-
-
-def _largest(value: torch.Tensor) -> float:
-    return float(value.abs().max()) if value.numel() else 0.0
+def _ratio(value: torch.Tensor, squares: torch.Tensor) -> float:
+    """Return the largest element of a tensor over the root mean square of another, given squared."""
+    largest, size = (float(value.abs().max()), float(squares.mean().sqrt())) if squares.numel() else (0.0, 1.0)
+    return largest / size if size else math.inf if largest else 0.0
 
 
 RULES = (factors_in_a_row, scale_behind_layer, scale_before_layer)
