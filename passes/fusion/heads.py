@@ -87,12 +87,14 @@ def attention_over_tokens(node: fx.Node, rewriter: Rewriter) -> None:
     if mask is not None and rank == 3 and len(shape_of(mask) or ()) == 3:
         mask = rewriter.insert(node, "aten.unsqueeze", (mask, 1))
     args = tuple(tokens) if mask is None else (*tokens, mask)
-    whole = next((views[0] for views, made in ends if made.count == 0), None)
+    whole = node if rank == 3 and parts["query"].heads == 1 else None
+    whole = next((views[0] for views, made in ends if made.count == 0), whole)
     origins = [view for views, _ in ends for view in views]
     fused = rewriter.replace(node, "burnish.multi_head_attention", args, kwargs, origins=origins, like=whole)
     for views, made in ends:
         rewriter.replace(views[0], made.insert(fused, views[0], rewriter))
-    erase_unused(rewriter, [view for views, _ in ends for view in views[1:]])
+    made_anew = {views[0] for views, _ in ends}
+    erase_unused(rewriter, [view for view in origins if view not in made_anew])
     erase_unused(rewriter, [given["query"], given["key"], given["value"]])
 
 
@@ -249,24 +251,24 @@ def _ends(node: fx.Node, query: Tokens) -> Iterator[tuple[list[fx.Node], Rearran
     both = (dim_of(Atom(0, 1, query.batch)), dim_of(Atom(2, size, heads)))
     leading = both if len(shape) == 4 else ((*both[0], *both[1]),)
     layout = Layout((*leading, dim_of(Atom(1, 1, sequence)), dim_of(Atom(2, 1, size))), (0, 0, 0))
-    waiting = list(node.users)
+    sizes = [query.batch, sequence, heads * size]
+    waiting = [node]
     for count in itertools.count():
         if not waiting:
             break
         view = waiting.pop()
         chain = chain_of(view)
-        made = None
-        if node in chain and count < _VIEWS:
-            users = list(view.users)
-            if users and all(node in chain_of(user) for user in users):
-                waiting.extend(users)
-                continue
-            chain = chain[: chain.index(node) + 1]
-            found = layout_of(chain, layout)
-            made = None if found is None else rearrangement([query.batch, sequence, heads * size], found)
-        if made is None:
+        chain = chain[: chain.index(node) + 1]
+        following = [user for user in view.users if node in chain_of(user)]
+        waiting.extend(following)
+        if following and len(following) == len(view.users):
+            continue
+        found = layout_of(chain, layout)
+        made = None if found is None else rearrangement(sizes, found)
+        if made is None or count >= _VIEWS or (view is node and made.count):
             raise Refusal("its result is used head by head")
-        yield chain[:-1], made
+        if view is not node:
+            yield chain[:-1], made
 
 
 RULES = (attention_over_tokens, linear_in_token_order, norm_before_transposition)

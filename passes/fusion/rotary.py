@@ -2,10 +2,10 @@
 
 The result is split into heads again, which attention over tokens takes away. Where only the first features of a head
 are rotated and the others are concatenated behind, that is one operator too. Angles [S, R] are stored once for all
-layers that read the same ones.
+layers that read the same ones. Pairs that are rotated as complex numbers become real arithmetic first.
 
 Not handled: angles that differ between heads, or whose two halves are not known to be equal; what is held head by head
-([B, H, S, D]); queries and keys in one tensor of 5 dimensions; complex numbers.
+([B, H, S, D]); queries and keys in one tensor of 5 dimensions.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from burnish.compiler.rewriter import Rewriter, rule
 from burnish.passes.canonical.batch_norms import Refusal
 from burnish.passes.canonical.types import same_shape, shape_of, tensor_of
 from burnish.passes.fusion.heads import Tokens, tokens_of
-from burnish.passes.fusion.matching import calls, erase_unused, only_user
+from burnish.passes.fusion.matching import calls, erase_unused, factors, only_user
 from burnish.passes.fusion.rearrangements import rearrangement, shared
 from burnish.passes.fusion.rotations import Rotation, doubled, rotation_of
 from burnish.passes.fusion.view_chains import (
@@ -78,6 +78,47 @@ def rotary_embedding(node: fx.Node, rewriter: Rewriter) -> None:
     )
     _split(match, rotated, rewriter)
     erase_unused(rewriter, [node] if match.root is not node else found.inner)
+
+
+@rule("aten.view_as_real")
+def complex_rotation(node: fx.Node, rewriter: Rewriter) -> None:
+    """Pairs that are multiplied as complex numbers are rotated by real arithmetic, which the other rule takes."""
+    product = node.args[0]
+    for pairs, turn in factors(product):
+        shape, angles = shape_of(turn), tensor_of(turn)
+        if not calls(pairs, "aten.view_as_complex") or angles is None or shape is None or not angles.is_complex():
+            continue
+        assert isinstance(product, fx.Node)
+        inner, source = [product, pairs], pairs.args[0]
+        if any(len(each.users) != 1 for each in inner):
+            rewriter.skip(node, "what it multiplies as complex numbers has several users")
+            return
+        cos, sin = _parts(turn, node, rewriter)
+        a, b = (rewriter.insert(node, "aten.select.int", (source, -1, index)) for index in (0, 1))
+        made = []
+        for operator, (one, other) in (("aten.sub.Tensor", (a, b)), ("aten.add.Tensor", (b, a))):
+            left = rewriter.insert(node, "aten.mul.Tensor", (one, cos), like=a)
+            right = rewriter.insert(node, "aten.mul.Tensor", (other, sin), like=a)
+            made.append(rewriter.insert(node, operator, (left, right), like=a))
+        rewriter.replace(node, "aten.stack", (made, -1), {}, origins=inner, same_type=True)
+        erase_unused(rewriter, [product])
+        return
+
+
+def _parts(turn: fx.Node, node: fx.Node, rewriter: Rewriter) -> tuple[fx.Node, fx.Node]:
+    """Return the real and the imaginary part of complex angles."""
+    constant = rewriter.constant(turn)
+    if constant is not None:
+        values = (constant.real.contiguous(), constant.imag.contiguous())
+        real, imag = (
+            _stored(f"{turn.target}.{name}", value, turn, rewriter)
+            for name, value in zip(("real", "imag"), values, strict=True)
+        )
+        return real, imag
+    both = shared(turn, "aten.view_as_real", (), None, node, rewriter)
+    shape = shape_of(turn)
+    cos, sin = (shared(both, "aten.select.int", (-1, index), shape, node, rewriter) for index in (0, 1))
+    return cos, sin
 
 
 def _check(node: fx.Node, found: Rotation) -> None:
@@ -254,4 +295,4 @@ def _split(match: _Match, rotated: fx.Node, rewriter: Rewriter) -> None:
         rewriter.replace(root, split)
 
 
-RULES = (rotary_embedding,)
+RULES = (complex_rotation, rotary_embedding)
