@@ -57,7 +57,9 @@ class Rearrangement:
         dynamic = [index for index, size in enumerate(sizes) if size < 0]
         for index in dynamic:
             one = len(dynamic) == 1
-            sizes[index] = -1 if one else rewriter.insert(anchor, "aten.sym_size.int", (node, -1 - sizes[index]))
+            sizes[index] = (
+                -1 if one else shared(node, "aten.sym_size.int", (-1 - sizes[index],), None, anchor, rewriter)
+            )
         return shared(node, "aten.reshape", (sizes,), None, anchor, rewriter)
 
 

@@ -57,7 +57,7 @@ class _Match:
     place: _Place
 
 
-@rule("aten.add.Tensor", "aten.cat", "aten.reshape")
+@rule("aten.add.Tensor", "aten.cat", "aten.reshape", "aten.flatten.using_ints")
 def rotary_embedding(node: fx.Node, rewriter: Rewriter) -> None:
     """The sum x cos + rotate_half(x) sin, with x split from tokens, is rotary_embedding of them, split again."""
     found = rotation_of(node)

@@ -168,7 +168,7 @@ def _paired(node: Any) -> tuple[fx.Node, fx.Node, bool, tuple[fx.Node, ...]] | N
         made: tuple[fx.Node, ...] = (node,)
         if given["dim"] not in (-1, len(shape) - 1):
             return None
-    elif calls(node, "aten.reshape") and calls(node.args[0], "aten.stack"):
+    elif calls(node, "aten.reshape", "aten.flatten.using_ints") and calls(node.args[0], "aten.stack"):
         stack = node.args[0]
         stacked, given = shape_of(stack) or (), arguments(stack)
         tensors, interleaved, made = given["tensors"], True, (node, stack)
