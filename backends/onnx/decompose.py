@@ -15,17 +15,15 @@ import operator
 from collections.abc import Callable
 from typing import Any
 
-import torch
 from torch import fx
-from torch._dispatch.python import enable_python_dispatcher
 from torch._ops import HigherOrderOperator, OpOverload
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.export import ExportedProgram
-from torch.fx.experimental.proxy_tensor import make_fx
 from torch.onnx._internal.exporter import _decomp, _registration
 
 from burnish.backends.onnx.quiet import quiet
 from burnish.backends.onnx.translations import TRANSLATED
+from burnish.compiler.expansion import expansion, splice
 
 __all__ = ["Translations", "decompose", "missing", "translations"]
 
@@ -96,71 +94,16 @@ def missing(node: fx.Node, known: Translations, fake_mode: FakeTensorMode) -> li
         return []
     if not known.decomposes(node.target):
         return [str(node.target)]
-    body = _expansion(node, known, fake_mode)
+    body = expansion(node, fake_mode, table=known.table)
     targets = [] if body is None else [each.target for each in body.nodes if each.op == "call_function"]
     return [str(target) for target in targets if not known.has(target)]
 
 
 def _replace(node: fx.Node, known: Translations, fake_mode: FakeTensorMode) -> bool:
-    body = _expansion(node, known, fake_mode)
+    body = expansion(node, fake_mode, table=known.table)
     if body is None or any(
         each.op == "get_attr" or (each.op == "call_function" and not known.has(each.target)) for each in body.nodes
     ):
         return False
-    _splice(node, body, node.all_input_nodes)
+    splice(node, body)
     return True
-
-
-def _expansion(node: fx.Node, known: Translations, fake_mode: FakeTensorMode) -> fx.Graph | None:
-    inputs = node.all_input_nodes
-    values = [each.meta.get("val") for each in inputs]
-    if any(value is None for value in values):
-        return None
-    target: Any = node.target
-
-    def run(*given: Any) -> Any:
-        look_up = dict(zip(inputs, given, strict=True)).__getitem__
-        return target(*fx.node.map_arg(node.args, look_up), **fx.node.map_arg(node.kwargs, look_up))
-
-    try:
-        with fake_mode, enable_python_dispatcher(), torch.no_grad():
-            values = _each_its_own(values)
-            # A composite operator comes apart in the first trace only, and may write in place there.
-            pure = torch.func.functionalize(make_fx(run)(*values), remove="mutations")
-            traced = make_fx(pure, decomposition_table=known.table)(*values)
-    except Exception:
-        # Whatever goes wrong in a lone trace, the whole-model trace may get right, and its errors are known.
-        return None
-    traced.graph.eliminate_dead_code()
-    graph: fx.Graph = traced.graph
-    return graph
-
-
-def _each_its_own(values: list[Any]) -> list[Any]:
-    """Copy a tensor that stands for several inputs: a trace tells inputs apart by the identity of their values."""
-    seen: set[int] = set()
-    own = []
-    for value in values:
-        repeated = isinstance(value, torch.Tensor) and id(value) in seen
-        own.append(value.clone() if repeated else value)
-        seen.add(id(value))
-    return own
-
-
-def _splice(node: fx.Node, body: fx.Graph, inputs: list[fx.Node]) -> None:
-    done: dict[fx.Node, Any] = dict(zip(body.find_nodes(op="placeholder"), inputs, strict=True))
-    graph = node.graph
-    with graph.inserting_before(node):
-        for each in body.nodes:
-            if each.op == "call_function":
-                done[each] = made = graph.node_copy(each, done.__getitem__)
-                made.meta = {**node.meta, "val": each.meta.get("val")}
-    result: Any = fx.node.map_arg(body.output_node().args[0], done.__getitem__)
-    if isinstance(result, fx.Node):
-        node.replace_all_uses_with(result)
-    else:
-        for user in list(node.users):
-            index: Any = user.args[1]
-            user.replace_all_uses_with(result[index])
-            graph.erase_node(user)
-    graph.erase_node(node)

@@ -5,6 +5,6 @@ arguments, and a backend without a kernel for it inlines the decomposition.
 """
 
 from burnish.compiler.fused import activations, attention, layers, norms
-from burnish.compiler.fused.registry import NAMESPACE, is_fused
+from burnish.compiler.fused.registry import NAMESPACE, decomposition_of, is_fused
 
-__all__ = ["NAMESPACE", "activations", "attention", "is_fused", "layers", "norms"]
+__all__ = ["NAMESPACE", "activations", "attention", "decomposition_of", "is_fused", "layers", "norms"]

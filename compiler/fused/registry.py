@@ -11,10 +11,11 @@ from typing import Any
 
 import torch
 
-__all__ = ["NAMESPACE", "fused_operator", "is_fused"]
+__all__ = ["NAMESPACE", "decomposition_of", "fused_operator", "is_fused"]
 
 NAMESPACE = "burnish"
 _library: Any = torch.library.Library(NAMESPACE, "DEF")  # type: ignore[no-untyped-call]
+_decompositions: dict[str, Callable[..., Any]] = {}
 
 
 def fused_operator(schema: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
@@ -23,9 +24,15 @@ def fused_operator(schema: str) -> Callable[[Callable[..., Any]], Callable[..., 
     def register(decomposition: Callable[..., Any]) -> Callable[..., Any]:
         name = _library.define(schema)
         _library.impl(name, decomposition, "CompositeImplicitAutograd")
+        _decompositions[f"{NAMESPACE}::{name}"] = decomposition
         return decomposition
 
     return register
+
+
+def decomposition_of(target: Any) -> Callable[..., Any]:
+    """Return the reference decomposition of a fused operator."""
+    return _decompositions[target._schema.name]
 
 
 def is_fused(target: Any) -> bool:
