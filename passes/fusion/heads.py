@@ -92,7 +92,7 @@ def attention_over_tokens(node: fx.Node, rewriter: Rewriter) -> None:
     origins = [view for views, _ in ends for view in views]
     fused = rewriter.replace(node, "burnish.multi_head_attention", args, kwargs, origins=origins, like=whole)
     for views, made in ends:
-        rewriter.replace(views[0], made.insert(fused, views[0], rewriter))
+        made.replace(views[0], fused, rewriter)
     made_anew = {views[0] for views, _ in ends}
     erase_unused(rewriter, [view for view in origins if view not in made_anew])
     erase_unused(rewriter, [given["query"], given["key"], given["value"]])
@@ -115,6 +115,7 @@ def linear_in_token_order(node: fx.Node, rewriter: Rewriter) -> None:
         inner, order = inner.args[0], [before[dim] for dim in order]
     cancel = order == sorted(order)
     if not cancel and weight[0] < weight[1]:
+        rewriter.skip(node, "the linear layer has fewer outputs than inputs, so that these would take longer")
         return
     if len(layer.users) != 1:
         rewriter.skip(node, f"the linear layer has {len(layer.users)} users")
@@ -197,7 +198,10 @@ def _operand(node: fx.Node, name: str, joined: bool = False) -> Tokens:
         found = tokens_of(chain[length - 1], layout.starts, batch, sequence, heads, size)
         # What is between the base and the start of the chain stays.
         count = len(chain) - length + (found.made.count if found is not None else 0)
-        if found is not None and (best is None or count < best[0]):
+        if found is None:
+            continue
+        # A permute of something larger serves several.
+        if best is None or count < best[0] + int(found.made.order is not None):
             best = count, found
     if best is None:
         raise Refusal(f"the {name} is made head by head")

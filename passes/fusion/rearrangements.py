@@ -14,7 +14,7 @@ from torch import fx
 
 from burnish.compiler.rewriter import Rewriter
 from burnish.passes.canonical.types import same_shape, shape_of
-from burnish.passes.fusion.matching import calls
+from burnish.passes.fusion.matching import calls, erase_unused
 from burnish.passes.fusion.view_chains import Layout, Size, joined, size_of_dim
 
 __all__ = ["Rearrangement", "permuted", "rearrangement", "shared"]
@@ -61,6 +61,16 @@ class Rearrangement:
                 -1 if one else shared(node, "aten.sym_size.int", (-1 - sizes[index],), None, anchor, rewriter)
             )
         return shared(node, "aten.reshape", (sizes,), None, anchor, rewriter)
+
+    def replace(self, node: fx.Node, base: fx.Node, rewriter: Rewriter) -> None:
+        """Replace `node` by the rearranged `base`."""
+        made = self.insert(base, node, rewriter)
+        if made is base:
+            rewriter.replace(node, base)
+            return
+        # The last operator takes over the name.
+        rewriter.replace(node, made.target, made.args, dict(made.kwargs), origins=[made], same_type=True)
+        erase_unused(rewriter, [made])
 
 
 def rearrangement(sizes: Sequence[Size], wanted: Layout) -> Rearrangement | None:

@@ -50,9 +50,13 @@ class _Place:
 
 @dataclass(frozen=True, slots=True)
 class _Match:
-    """`root` is tokens with the features of their heads rotated, split into heads as `place` says."""
+    """`root` is tokens with the features of their heads rotated, split into heads as `place` says.
+
+    `rest` are those that it concatenates behind the rotated ones.
+    """
 
     root: fx.Node
+    rest: fx.Node | None
     tokens: Tokens
     place: _Place
 
@@ -77,7 +81,7 @@ def rotary_embedding(node: fx.Node, rewriter: Rewriter) -> None:
         match.root, "burnish.rotary_embedding", (tokens, cos, sin), kwargs, origins=origins, like=tokens
     )
     _split(match, rotated, rewriter)
-    erase_unused(rewriter, [node] if match.root is not node else found.inner)
+    erase_unused(rewriter, found.inner if match.rest is None else [node, match.rest])
 
 
 @rule("aten.view_as_real")
@@ -151,18 +155,23 @@ def _match(node: fx.Node, found: Rotation, rewriter: Rewriter) -> _Match:
     for angle in (found.cos, found.sin):
         if found.doubled and not doubled(angle, found.interleaved, rewriter):
             raise Refusal(f"the two halves of {angle.meta['name']} are not known to be equal")
+    parts = False
     for root, rest in [*_behind(node), (node, None)]:
-        best: tuple[int, _Match] | None = None
-        for before, base, whole in _bases(found, rest):
-            for place in places:
+        bases = list(_bases(found, rest))
+        parts |= bool(bases)
+        for place in places:
+            best: tuple[int, Tokens] | None = None
+            for before, base, whole in bases:
                 batch, heads = (() if dim is None else whole.dims[dim] for dim in (place.batch, place.heads))
                 tokens = tokens_of(base, whole.starts, batch, whole.dims[place.sequence], heads, whole.dims[-1])
                 if tokens is None or tokens.repeats != 1:
                     continue
                 if best is None or before + tokens.made.count < best[0]:
-                    best = before + tokens.made.count, _Match(root, tokens, place)
-        if best is not None:
-            return best[1]
+                    best = before + tokens.made.count, tokens
+            if best is not None:
+                return _Match(root, rest, best[1], place)
+    if not parts:
+        raise Refusal(f"it does not rotate {'neighbours' if found.interleaved else 'halves'} of one tensor's features")
     raise Refusal("what it rotates is made head by head")
 
 
@@ -288,11 +297,11 @@ def _split(match: _Match, rotated: fx.Node, rewriter: Rewriter) -> None:
         dims.insert(0, dim_of(Atom(0, 1, batch)))
     made = rearrangement([batch, sequence, features], Layout(tuple(dims), (0, 0, 0)))
     assert made is not None
-    split = made.insert(rotated, root, rewriter)
     if place.heads is not None and place.heads < place.sequence:
+        split = made.insert(rotated, root, rewriter)
         rewriter.replace(root, "aten.permute", (split, [0, 2, 1, 3]), {}, same_type=True)
     else:
-        rewriter.replace(root, split)
+        made.replace(root, rotated, rewriter)
 
 
 RULES = (complex_rotation, rotary_embedding)

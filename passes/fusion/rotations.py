@@ -66,7 +66,10 @@ def rotation_of(node: fx.Node) -> Rotation | None:
     if calls(node, "aten.add.Tensor"):
         return next(_of_whole(node), None)
     paired = _paired(node)
-    return None if paired is None else next(_of_halves(*paired), None)
+    if paired is None:
+        return None
+    one, other, interleaved, made = paired
+    return next(_of_halves(one, other, interleaved, made[1:]), None)
 
 
 def doubled(angle: Any, interleaved: bool, rewriter: Rewriter, depth: int = _DEPTH) -> bool:
