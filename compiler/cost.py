@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import fx
 
+from burnish.compiler import cost_fused  # noqa: F401  registers its rules
 from burnish.compiler.cost_memory import Storage, live_bytes
 from burnish.compiler.cost_numbers import Number, Shape, evaluated, larger, total
 from burnish.compiler.cost_rules import Work, work_of

@@ -76,6 +76,11 @@ class Storage:
         inputs = node.all_input_nodes
         if _schema_name(node) in _LOOKUPS and inputs:
             return total([written, *(value_bytes(each) for each in inputs[1:])]), written
+        if _schema_name(node) == "burnish::embedding_layer_norm":
+            tables = arguments(node)["tables"]
+            return total(
+                [*(value_bytes(each) for each in inputs if each not in tables), len(tables) * written]
+            ), written
         if is_mutating(node.target):
             inputs = inputs[1:]
         return total(value_bytes(each) for each in inputs), written

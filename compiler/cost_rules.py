@@ -273,6 +273,7 @@ def _per_input(call: Call) -> Work:
         "hardswish prelu _prelu_kernel rsub multiply subtract divide floor_divide glu log_sigmoid absolute greater"
     ),
     *_names("less greater_equal less_equal not_equal arctan2 negative pairwise_distance outer ger addr cross one_hot"),
+    *_names("__and__ __or__ __xor__"),
     *(f"quantized_decomposed.quantize_per_{what}" for what in ("tensor", "channel", "token", "channel_group")),
     *(f"quantized_decomposed.dequantize_per_{what}" for what in ("tensor", "channel", "token", "channel_group")),
 )
