@@ -64,11 +64,16 @@ def open_model(model: Model) -> torch.nn.Module | ExportedProgram | Program:
     raise InputError(f"a model is an nn.Module, an ExportedProgram, a Program or a path, not {type(model).__name__}")
 
 
-def load(path: str | os.PathLike[str]) -> Program | Artifact:
+def load(path: str | os.PathLike[str], **options: Any) -> Program | Artifact:
     """Load what `Program.save` or `Compiled.save` wrote; needs no model source.
+
+    Args:
+        path: a file with one of the endings .burnish, .onnx, .pt.
+        options: of the backend that runs the file, `runtime="openvino"` for one; a Program takes none.
 
     Raises:
         InputError: no such file.
+        OptionError: the backend has no such option, or not with this value.
         FileFormatError: the file is truncated, foreign, or of a kind that no backend reads.
     """
     if not isinstance(path, (str, os.PathLike)):
@@ -77,8 +82,10 @@ def load(path: str | os.PathLike[str]) -> Program | Artifact:
     if not file.exists():
         raise InputError(f"{file}: no such file")
     if file.suffix == ".burnish":
+        if options:
+            raise OptionError(f"{file}: a Program is loaded without options, so without {', '.join(options)}")
         return Program.load(file)
     suffixes = {find_backend(name).suffix: name for name in backend_names()}
     if file.suffix not in suffixes:
         raise FileFormatError(f"{file}: the ending must be one of .burnish, {', '.join(sorted(suffixes))}")
-    return find_backend(suffixes[file.suffix]).load(file, {})
+    return find_backend(suffixes[file.suffix]).load(file, options)

@@ -23,6 +23,8 @@ PASSES = (
     "cse",
     "dce",
     "repeat{max=3}(canonicalize,cse,dce)",
+    "canonicalize,fuse",
+    "canonicalize,fuse,dce",
 )
 
 

@@ -47,7 +47,7 @@ class OnnxBackend:
         from burnish.compiler.pipeline import Pipeline
 
         Settings.parse(options)
-        return Pipeline.parse("canonicalize,fold-batch-norm,fold-constants,cse,dce")
+        return Pipeline.parse("canonicalize,fold-batch-norm,fold-constants,cse,dce,fuse,dce")
 
     def check(self, program: Program) -> list[Finding]:
         """List what the backend cannot take, node by node, without lowering anything."""

@@ -6,13 +6,15 @@ updates stays too.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import fx
 
 from burnish.compiler.operators import argument, arguments
 from burnish.compiler.rewriter import Rewriter, rule
 from burnish.passes.canonical.aliases import drop
-from burnish.passes.canonical.types import is_number, same_type, tensor_of
+from burnish.passes.canonical.types import is_number, same_type, shape_of, tensor_of
 
 __all__ = ["RULES"]
 
@@ -117,6 +119,24 @@ def drop_repetition(node: fx.Node, rewriter: Rewriter) -> None:
 
 
 @rule("aten.cat")
+def drop_empty_from_cat(node: fx.Node, rewriter: Rewriter) -> None:
+    """An empty vector in a concatenation of tensors, as an unfilled cache has it, adds nothing."""
+    tensors = arguments(node)["tensors"]
+    kept = [each for each in tensors if shape_of(each) != (0,)]
+    if not kept or len(kept) == len(tensors):
+        return
+    if any(_dtype(each) != _dtype(node) for each in kept):
+        rewriter.skip(node, "an empty tensor in it decides the type")
+        return
+    rewriter.replace(node, "aten.cat", (kept, arguments(node)["dim"]), {}, same_type=True)
+
+
+def _dtype(value: Any) -> torch.dtype | None:
+    found = tensor_of(value)
+    return None if found is None else found.dtype
+
+
+@rule("aten.cat")
 def drop_single_cat(node: fx.Node, rewriter: Rewriter) -> None:
     """A concatenation of one tensor is that tensor."""
     tensors = node.args[0]
@@ -133,5 +153,6 @@ RULES = (
     drop_first_power,
     drop_double_negation,
     drop_repetition,
+    drop_empty_from_cat,
     drop_single_cat,
 )

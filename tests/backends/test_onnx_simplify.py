@@ -72,4 +72,4 @@ def test_auto_starts_no_process(monkeypatch: pytest.MonkeyPatch) -> None:
         raise AssertionError("a process was started")
 
     monkeypatch.setattr(subprocess, "run", refuse)
-    assert emit().notes() == ["opset 20"]
+    assert emit().notes() == ["opset 23, dialect ort"]

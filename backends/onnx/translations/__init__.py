@@ -16,6 +16,10 @@ from burnish.compiler.operators import find_operator
 __all__ = ["TRANSLATED", "table"]
 
 _FUNCTIONS: dict[str, Callable[..., Any]] = {
+    "aten.conv1d": layers.convolution,
+    "aten.conv2d": layers.convolution,
+    "aten.conv3d": layers.convolution,
+    "aten.mean.dim": layers.mean,
     "aten.rms_norm": norms.rms_norm,
     "aten.scaled_dot_product_attention": attention.scaled_dot_product_attention,
     "burnish.conv_act": layers.conv_act,

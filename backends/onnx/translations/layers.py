@@ -1,4 +1,4 @@
-"""`burnish::conv_act`, `burnish::linear_act` and `burnish::quick_gelu`.
+"""Convolutions, `burnish::conv_act`, `burnish::linear_act`, `burnish::quick_gelu` and means.
 
 ONNX Runtime joins Conv, a sum and most activations by itself when it loads a file, also in its blocked layout, so the
 standard operators are written for both dialects. Only x * sigmoid(a x) has an operator of ONNX Runtime's own.
@@ -12,7 +12,7 @@ from typing import Any
 
 from burnish.backends.onnx.translations.builder import Builder
 
-__all__ = ["activate", "conv_act", "linear", "linear_act", "quick_gelu"]
+__all__ = ["activate", "conv_act", "convolution", "linear", "linear_act", "mean", "quick_gelu"]
 
 _PLAIN = {"relu": "Relu", "sigmoid": "Sigmoid", "tanh": "Tanh", "hardswish": "HardSwish"}
 _GELU_SINCE = 20
@@ -48,6 +48,36 @@ def conv_act(
     )
     y = y if residual is None else op("Add", y, residual)
     return activate(op, y, activation, parameters, input.dtype)
+
+
+def convolution(
+    op: Builder,
+    input: Any,
+    weight: Any,
+    bias: Any = None,
+    stride: Sequence[int] = (1,),
+    padding: Sequence[int] = (0,),
+    dilation: Sequence[int] = (1,),
+    groups: int = 1,
+) -> Any:
+    """Conv over 1, 2 or 3 dimensions; an input without a batch gets one for the while."""
+    spatial = len(weight.shape) - 2
+    stride, padding, dilation = ([*each] * (spatial if len(each) == 1 else 1) for each in (stride, padding, dilation))
+    if len(input.shape) == spatial + 2:
+        return conv_act(op, input, weight, bias, stride, padding, dilation, groups)
+    batch = op("Unsqueeze", input, op.integers(0))
+    batch.type = input.type
+    return op("Squeeze", conv_act(op, batch, weight, bias, stride, padding, dilation, groups), op.integers(0))
+
+
+def mean(op: Builder, input: Any, dim: Sequence[int] | None, keepdim: bool = False, dtype: int | None = None) -> Any:
+    """ReduceMean; GlobalAveragePool, which keeps ONNX Runtime's blocked layout, over all of a feature map."""
+    rank = len(input.shape)
+    axes = sorted(each % rank for each in dim) if dim else list(range(rank))
+    x = input if dtype in (None, -1) else op("Cast", input, to=dtype)
+    if keepdim and rank in (4, 5) and axes == list(range(2, rank)):
+        return op("GlobalAveragePool", x)
+    return op("ReduceMean", x, op.integers(*axes), keepdims=int(keepdim)) if rank else x
 
 
 def linear_act(
