@@ -24,7 +24,7 @@ from burnish.passes.canonical.types import same_shape, shape_of, tensor_of
 from burnish.passes.fusion.heads import Tokens, tokens_of
 from burnish.passes.fusion.matching import calls, erase_unused, factors, only_user
 from burnish.passes.fusion.rearrangements import rearrangement, shared
-from burnish.passes.fusion.rotations import Rotation, doubled, rotation_of
+from burnish.passes.fusion.rotations import Rotation, doubled, rotations_of
 from burnish.passes.fusion.view_chains import (
     Atom,
     Layout,
@@ -64,24 +64,18 @@ class _Match:
 @rule("aten.add.Tensor", "aten.cat", "aten.reshape", "aten.flatten.using_ints")
 def rotary_embedding(node: fx.Node, rewriter: Rewriter) -> None:
     """The sum x cos + rotate_half(x) sin, with x split from tokens, is rotary_embedding of them, split again."""
-    found = rotation_of(node)
-    if found is None:
+    reason = None
+    for found in rotations_of(node):
+        try:
+            _check(node, found)
+            match = _match(node, found, rewriter)
+        except Refusal as refusal:
+            reason = reason or str(refusal)
+            continue
+        _replace(node, found, match, rewriter)
         return
-    try:
-        _check(node, found)
-        match = _match(node, found, rewriter)
-    except Refusal as refusal:
-        rewriter.skip(node, str(refusal))
-        return
-    cos, sin = (_angles(angle, found, match.place, node, rewriter) for angle in (found.cos, found.sin))
-    tokens = match.tokens.insert(node, rewriter)
-    kwargs: dict[str, Any] = {"heads": match.tokens.heads} | ({"interleaved": True} if found.interleaved else {})
-    origins = [node, *found.inner]
-    rotated = rewriter.insert(
-        match.root, "burnish.rotary_embedding", (tokens, cos, sin), kwargs, origins=origins, like=tokens
-    )
-    _split(match, rotated, rewriter)
-    erase_unused(rewriter, found.inner if match.rest is None else [node, match.rest])
+    if reason is not None:
+        rewriter.skip(node, reason)
 
 
 @rule("aten.view_as_real")
@@ -107,6 +101,19 @@ def complex_rotation(node: fx.Node, rewriter: Rewriter) -> None:
         rewriter.replace(node, "aten.stack", (made, -1), {}, origins=inner, same_type=True)
         erase_unused(rewriter, [product])
         return
+
+
+def _replace(node: fx.Node, found: Rotation, match: _Match, rewriter: Rewriter) -> None:
+    """Replace the rotation `node`, and what concatenates features behind it, by the operator."""
+    cos, sin = (_angles(angle, found, match.place, node, rewriter) for angle in (found.cos, found.sin))
+    tokens = match.tokens.insert(node, rewriter)
+    kwargs: dict[str, Any] = {"heads": match.tokens.heads} | ({"interleaved": True} if found.interleaved else {})
+    origins = [node, *found.inner]
+    rotated = rewriter.insert(
+        match.root, "burnish.rotary_embedding", (tokens, cos, sin), kwargs, origins=origins, like=tokens
+    )
+    _split(match, rotated, rewriter)
+    erase_unused(rewriter, found.inner if match.rest is None else [node, match.rest])
 
 
 def _parts(turn: fx.Node, node: fx.Node, rewriter: Rewriter) -> tuple[fx.Node, fx.Node]:

@@ -21,7 +21,7 @@ from burnish.passes.canonical.types import is_number, same_shape, shape_of
 from burnish.passes.fusion.matching import addends, calls, factors
 from burnish.passes.fusion.view_chains import Atom, chain_of, layout_of, size_of
 
-__all__ = ["Rotation", "doubled", "rotation_of"]
+__all__ = ["Rotation", "doubled", "rotations_of"]
 
 _DEPTH = 16
 _TABLES = ("aten.index.Tensor", "aten.embedding", "aten.index_select")
@@ -61,15 +61,15 @@ class Rotation:
     inner: tuple[fx.Node, ...]
 
 
-def rotation_of(node: fx.Node) -> Rotation | None:
-    """Return the rotation that `node` is the result of."""
+def rotations_of(node: fx.Node) -> Iterator[Rotation]:
+    """Yield the rotations that `node` may be the result of: features and angles can trade places in products."""
     if calls(node, "aten.add.Tensor"):
-        return next(_of_whole(node), None)
+        yield from _of_whole(node)
+        return
     paired = _paired(node)
-    if paired is None:
-        return None
-    one, other, interleaved, made = paired
-    return next(_of_halves(one, other, interleaved, made[1:]), None)
+    if paired is not None:
+        one, other, interleaved, made = paired
+        yield from _of_halves(one, other, interleaved, made[1:])
 
 
 def doubled(angle: Any, interleaved: bool, rewriter: Rewriter, depth: int = _DEPTH) -> bool:
@@ -154,7 +154,7 @@ def _of_halves(one: fx.Node, other: fx.Node, interleaved: bool, made: tuple[fx.N
         for second, sin in factors(subtrahend):
             for left, right in addends(other):
                 nodes = (first, second, cos, sin)
-                reads = all(isinstance(each, fx.Node) for each in nodes)
+                reads = all(isinstance(each, fx.Node) for each in nodes) and same_shape(shape_of(first), shape_of(one))
                 if reads and (second, cos) in factors(left) and (first, sin) in factors(right):
                     inner = (*made, one, other, minuend, subtrahend, left, right)
                     yield Rotation(first, second, None, cos, sin, False, interleaved, inner)
