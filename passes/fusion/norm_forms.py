@@ -4,7 +4,7 @@ Read are x / sqrt(v + eps) and (x - mean(x)) / sqrt(v + eps), where the root may
 mean of squares or an operator's variance, and operands stand in any order.
 
 Not handled: means without keepdim; means spelled as a sum times a number; norms by aten.linalg_vector_norm; a bound
-(clamp) where eps would be added.
+(clamp) where eps would be added; half precision that is cast to float32 for its mean square alone (T5 in bfloat16).
 """
 
 from __future__ import annotations
