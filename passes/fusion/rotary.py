@@ -203,8 +203,9 @@ def _bases(found: Rotation, rest: fx.Node | None) -> Iterator[tuple[int, fx.Node
 
     Args:
         found: what is rotated.
-        rest: the features behind, which are not.
+        rest: the features behind, which are not; maybe none at all.
     """
+    rest = None if rest is not None and (shape_of(rest) or (0,))[-1] == 0 else rest
     nodes = [node for node in (found.first, found.second, found.whole, rest) if node is not None]
     chains = [chain_of(node) for node in nodes]
     for index, base in enumerate(chains[0]):
@@ -225,12 +226,18 @@ def _bases(found: Rotation, rest: fx.Node | None) -> Iterator[tuple[int, fx.Node
 
 def _paired(first: Layout, second: Layout, interleaved: bool) -> Layout | None:
     """Return the layout of x, of whose pairs of features `first` and `second` have one each."""
-    last = first.dims[-1]
-    if first.dims != second.dims or len(last) != 1 or last[0].dim is None:
+    apart = [dim for dim, (one, other) in enumerate(zip(first.starts, second.starts, strict=True)) if one != other]
+    if first.dims != second.dims or len(first.dims[-1]) > 1 or len(apart) != 1:
         return None
-    atom = last[0]
-    distance = _distance(first, second, last[0].dim)
-    if interleaved and isinstance(atom.stride, int) and distance is not None and 2 * distance == atom.stride:
+    dim = apart[0]
+    distance = second.starts[dim] - first.starts[dim]
+    if not first.dims[-1]:
+        # The two features of one pair are halves and neighbours.
+        return Layout((*first.dims[:-1], (Atom(dim, distance, 2),)), first.starts)
+    atom = first.dims[-1][0]
+    if atom.dim != dim:
+        return None
+    if interleaved and 2 * distance == atom.stride:
         return Layout((*first.dims[:-1], (Atom(atom.dim, distance, 2 * atom.size),)), first.starts)
     if not interleaved and distance == atom.stride * atom.size:
         return Layout((*first.dims[:-1], (Atom(atom.dim, atom.stride, 2 * atom.size),)), first.starts)
