@@ -4,7 +4,7 @@ One rule reads the normalization itself, others give it a weight, a bias, and th
 fire wherever a norm without weight or bias is followed by one.
 
 Over the channels of what has more dimensions behind them there is no operator: a layer norm between two permutations
-takes the place, which in ONNX Runtime takes half to nine tenths of the time, and in PyTorch the same.
+takes the place, which in ONNX Runtime takes half to nine tenths of the time, and.
 
 Not handled: half precision, where the operators round less often than what they replace (a norm that casts to float32
 and back is one in float32, between its casts); weights and biases that are computed; RMSNorm over groups; and what
