@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from burnish.backends.torchscript.artifact import Convention, TorchScriptArtifact, load_artifact
+from burnish.backends.torchscript.fused import has_expression
 from burnish.backends.torchscript.jit import compile_source, freeze
 from burnish.backends.torchscript.operators import refusal
 from burnish.backends.torchscript.source import Source, write_source
@@ -19,7 +20,9 @@ from burnish.compiler.backend import Finding
 from burnish.compiler.binding import Binding
 from burnish.compiler.context import Target
 from burnish.compiler.errors import BackendError
+from burnish.compiler.fused import is_fused
 from burnish.compiler.graphs import calls, name_of
+from burnish.compiler.inlining import inline_fused
 from burnish.compiler.operators import operator_name
 from burnish.compiler.options import check_options
 from burnish.compiler.pipeline import Pipeline
@@ -50,7 +53,8 @@ class TorchScriptBackend:
         findings = []
         for _, graph in program.all_graphs():
             for node in calls(graph):
-                reason = refusal(node)
+                # A fused operator has a form of its own, or is inlined into operators of ATen.
+                reason = None if is_fused(node.target) else refusal(node)
                 if reason is not None:
                     provenance = provenance_of(node)
                     module = provenance.origins[0].module if provenance and provenance.origins else ""
@@ -58,7 +62,7 @@ class TorchScriptBackend:
         return findings
 
     def emit(self, program: Program, options: Mapping[str, Any]) -> TorchScriptArtifact:
-        """Lower `program`; its weights are copied.
+        """Lower `program`; its weights are copied. Fused operators without a form of their own are inlined.
 
         Raises:
             OptionError: an option is unknown or has an unusable value.
@@ -70,6 +74,7 @@ class TorchScriptBackend:
             shown = "".join(f"\n  {each}" for each in findings[:_SHOWN_FINDINGS])
             more = f"\n  and {len(findings) - _SHOWN_FINDINGS} more" if len(findings) > _SHOWN_FINDINGS else ""
             raise BackendError(f"the torchscript backend cannot take {len(findings)} nodes:{shown}{more}")
+        program = inline_fused(program, has_expression)
         source = write_source(program)
         # Copies, so that training the model further, or a call that updates a buffer, does not reach the other side.
         tensors = {attribute: program.constants[name].detach().clone() for name, attribute in source.attributes.items()}

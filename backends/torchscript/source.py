@@ -23,6 +23,7 @@ import torch
 from torch import fx
 from torch._ops import OpOverload
 
+from burnish.backends.torchscript.fused import fused_expression, has_expression
 from burnish.backends.torchscript.literals import UnwritableError, literal
 from burnish.backends.torchscript.operators import CONDITION, METHODS, SIZE_OPERATORS, size_expression
 from burnish.compiler.errors import BackendError
@@ -144,6 +145,8 @@ class _Writer:
             name, definition = METHODS[target._schema.name]
             self.methods[name] = definition
             self._assign(node, f"self.{name}({', '.join(self._arguments(node, refer))})", known, indent)
+        elif has_expression(node):
+            self._assign(node, fused_expression(node, refer), known, indent)
         elif isinstance(target, OpOverload):
             text = f"torch.ops.{target.namespace}.{target._opname}({', '.join(self._arguments(node, refer))})"
             if target._schema.returns:
