@@ -3,7 +3,7 @@
 Queries, keys and values may be any views of tokens: reshape and permute, one projection that is split or unbound,
 [S, B, heads * D] as nn.MultiheadAttention has it; keys and values that are repeated for groups of heads are read
 unrepeated. What merges the heads again goes too. A linear layer whose result is transposed reads its input so, and a
-norm of heads that were transposed comes before that.
+norm or a scale of heads that were transposed comes before that.
 
 Not handled: keys or values that are held head by head ([B, H, T, D], a cache); a result that is used so; a dynamic
 number or size of heads; dropout; more than 4 dimensions.
@@ -23,8 +23,8 @@ from torch import fx
 from burnish.compiler.operators import arguments
 from burnish.compiler.rewriter import Rewriter, rule
 from burnish.passes.canonical.batch_norms import Refusal
-from burnish.passes.canonical.types import shape_of
-from burnish.passes.fusion.matching import calls, erase_unused
+from burnish.passes.canonical.types import same_type, shape_of
+from burnish.passes.fusion.matching import calls, erase_unused, factors, number_of
 from burnish.passes.fusion.rearrangements import Rearrangement, permuted, rearrangement
 from burnish.passes.fusion.view_chains import (
     Atom,
@@ -142,6 +142,23 @@ def norm_before_transposition(node: fx.Node, rewriter: Rewriter) -> None:
     norm = rewriter.insert(node, node.target, args, dict(node.kwargs), origins=[node])
     rewriter.replace(node, "aten.permute", (norm, [0, 2, 1, 3]), {}, origins=[inner], same_type=True)
     erase_unused(rewriter, [inner])
+
+
+@rule("aten.mul.Tensor")
+def scale_before_transposition(node: fx.Node, rewriter: Rewriter) -> None:
+    """Heads [B, S, H, D] that are transposed to [B, H, S, D] and scaled by a number are scaled before that."""
+    for inner, number in factors(node):
+        if not calls(inner, "aten.permute") or list(arguments(inner)["dims"]) != [0, 2, 1, 3]:
+            continue
+        if number_of(number, rewriter) is None or not same_type(node, inner):
+            continue
+        if len(inner.users) != 1:
+            rewriter.skip(node, f"what it scales has {len(inner.users)} users")
+            return
+        scaled = rewriter.insert(node, "aten.mul.Tensor", (inner.args[0], number), like=inner.args[0], origins=[node])
+        rewriter.replace(node, "aten.permute", (scaled, [0, 2, 1, 3]), {}, origins=[inner], same_type=True)
+        erase_unused(rewriter, [inner])
+        return
 
 
 def tokens_of(base: fx.Node, starts: Sequence[Size], batch: Dim, sequence: Dim, heads: Dim, size: Dim) -> Tokens | None:
@@ -275,4 +292,4 @@ def _ends(node: fx.Node, query: Tokens) -> Iterator[tuple[list[fx.Node], Rearran
             yield chain[:-1], made
 
 
-RULES = (attention_over_tokens, linear_in_token_order, norm_before_transposition)
+RULES = (attention_over_tokens, linear_in_token_order, norm_before_transposition, scale_before_transposition)

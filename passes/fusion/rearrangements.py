@@ -133,7 +133,8 @@ def shared(
         anchor: where to insert it.
         rewriter: inserts it.
     """
-    for user in node.users:
+    # The latest users come first: what a match before this one has made is found without a look at all others.
+    for user in reversed(node.users):
         # The type of a user may be that before a rule replaced its input.
         found = calls(user, operator) and user < anchor and user.args == (node, *args) and not user.kwargs
         if found and (shape is None or same_shape(shape_of(user), shape)):
