@@ -99,7 +99,6 @@ def _is_causal(node: fx.Node, value: Value | None, rewriter: Rewriter) -> bool:
         return False
     mask = _mask_of(node)
     if mask is None or not _is_square(node, mask):
-        rewriter.skip(node, "its causal mask is not of the sizes of its queries and keys")
         return False
     hidden = value.no.item()
     if value.no.dtype != torch.bool and hidden > _HIDDEN:
