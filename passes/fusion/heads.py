@@ -12,9 +12,8 @@ number or size of heads; dropout; more than 4 dimensions.
 from __future__ import annotations
 
 import contextlib
-import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,8 +39,10 @@ from burnish.passes.fusion.view_chains import (
 
 __all__ = ["RULES", "Tokens", "tokens_of"]
 
-# How many views of an attention's result are followed.
-_VIEWS = 32
+# How many views of an attention's result are followed, one of the other.
+_VIEWS = 8
+# A view, the views before it, and how tokens make it.
+_End = tuple[list[fx.Node], Rearrangement]
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +79,7 @@ def attention_over_tokens(node: fx.Node, rewriter: Rewriter) -> None:
     try:
         parts = _operands(given, rank)
         kwargs = _options(given, parts)
-        ends = list(_ends(node, parts["query"]))
+        ends = _ends(node, parts["query"])
     except Refusal as refusal:
         rewriter.skip(node, str(refusal))
         return
@@ -257,10 +258,8 @@ def _options(given: dict[str, Any], parts: dict[str, Tokens]) -> dict[str, Any]:
     return options | ({"causal": True} if given["is_causal"] else {})
 
 
-def _ends(node: fx.Node, query: Tokens) -> Iterator[tuple[list[fx.Node], Rearrangement]]:
-    """Yield the views of the attention `node` that other operators read, and how its tokens make them.
-
-    A view comes with the views before it, itself first.
+def _ends(node: fx.Node, query: Tokens) -> list[_End]:
+    """Return the views of the attention `node` that other operators read, and how its tokens make them.
 
     Raises:
         Refusal: its tokens do not make one of them.
@@ -273,23 +272,40 @@ def _ends(node: fx.Node, query: Tokens) -> Iterator[tuple[list[fx.Node], Rearran
     leading = both if len(shape) == 4 else ((*both[0], *both[1]),)
     layout = Layout((*leading, dim_of(Atom(1, 1, sequence)), dim_of(Atom(2, 1, size))), (0, 0, 0))
     sizes = [query.batch, sequence, heads * size]
-    waiting = [node]
-    for count in itertools.count():
-        if not waiting:
-            break
-        view = waiting.pop()
-        chain = chain_of(view)
-        chain = chain[: chain.index(node) + 1]
-        following = [user for user in view.users if node in chain_of(user)]
-        waiting.extend(following)
-        if following and len(following) == len(view.users):
-            continue
+
+    def made(chain: list[fx.Node]) -> Rearrangement | None:
         found = layout_of(chain, layout)
-        made = None if found is None else rearrangement(sizes, found)
-        if made is None or count >= _VIEWS or (view is node and made.count):
-            raise Refusal("its result is used head by head")
-        if view is not node:
-            yield chain[:-1], made
+        return None if found is None else rearrangement(sizes, found)
+
+    ends = _ends_of([node], made)
+    if ends is None:
+        raise Refusal("its result is used head by head")
+    return [end for end in ends if end[0]]
+
+
+def _ends_of(chain: list[fx.Node], made: Callable[[list[fx.Node]], Rearrangement | None]) -> list[_End] | None:
+    """Return the ends of the views that start with `chain`; None where tokens do not make one of them.
+
+    Args:
+        chain: a view of the attention, the views before it, and the attention.
+        made: returns how tokens make the view at the start of a chain.
+    """
+    view, own = chain[0], made(chain)
+    whole: list[_End] | None = None if own is None else [(chain[:-1], own)]
+    # The attention has no other shape to be replaced in.
+    whole = None if own is not None and len(chain) == 1 and own.count else whole
+    if (own is not None and own.count == 0) or len(chain) > _VIEWS:
+        return whole
+    further = [user for user in view.users if chain_of(user)[1:2] == [view]]
+    ends: list[_End] = [] if len(further) == len(view.users) else whole or []
+    if not further or (not ends and len(further) != len(view.users)):
+        return whole
+    for user in further:
+        found = _ends_of([user, *chain], made)
+        if found is None:
+            return whole
+        ends = [*ends, *found]
+    return ends
 
 
 RULES = (attention_over_tokens, linear_in_token_order, norm_before_transposition, scale_before_transposition)
