@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import torch
 from torch import fx
 
 from burnish.compiler.errors import BurnishError
@@ -19,6 +18,7 @@ from burnish.compiler.graphs import NameTable, calls, name_of
 from burnish.compiler.operators import operator_name
 from burnish.compiler.program import Program
 from burnish.compiler.provenance import merged, set_provenance
+from burnish.compiler.typing_rules import type_key
 
 __all__ = ["inline_fused"]
 
@@ -48,7 +48,7 @@ def _refused(graph: fx.Graph, keep: Callable[[fx.Node], bool]) -> list[fx.Node]:
 
 
 def _inline(node: fx.Node, program: Program, bodies: dict[Any, fx.Graph], table: NameTable) -> None:
-    key = _key(node)
+    key = type_key(node)
     body = bodies.get(key)
     if body is None:
         found = expansion(node, program.fake_mode)
@@ -62,38 +62,3 @@ def _inline(node: fx.Node, program: Program, bodies: dict[Any, fx.Graph], table:
         short = operator_name(each.target).split(".")
         each.meta["name"] = taken.get(each) or table.unique(f"{name_of(node)}.{short[min(1, len(short) - 1)]}")
         set_provenance(each, provenance)
-
-
-def _key(node: fx.Node) -> Any:
-    """Return what the trace of `node` depends on: its operator, numbers, and the types of its inputs."""
-    inputs = node.all_input_nodes
-    order = {each: index for index, each in enumerate(inputs)}
-    return node.target, _frozen(node.args, order), _frozen(node.kwargs, order), tuple(_type(each) for each in inputs)
-
-
-def _frozen(value: Any, order: dict[fx.Node, int]) -> Any:
-    if isinstance(value, fx.Node):
-        return "input", order[value]
-    if isinstance(value, (list, tuple)):
-        return tuple(_frozen(each, order) for each in value)
-    if isinstance(value, dict):
-        return tuple((name, _frozen(each, order)) for name, each in sorted(value.items()))
-    # 1, 1.0 and True are equal, and so are 0.0 and -0.0.
-    return type(value), repr(value) if isinstance(value, float) else value
-
-
-def _type(node: fx.Node) -> Any:
-    value = node.meta.get("val")
-    if isinstance(value, torch.Tensor):
-        return (
-            value.dtype,
-            value.device,
-            value.layout,
-            tuple(map(_size, value.shape)),
-            tuple(map(_size, value.stride())),
-        )
-    return type(value), _size(value)
-
-
-def _size(value: Any) -> Any:
-    return value.node.expr if isinstance(value, (torch.SymInt, torch.SymFloat, torch.SymBool)) else value

@@ -144,7 +144,7 @@ class Rewriter:
         *,
         name: str | None = None,
         origins: Iterable[fx.Node] = (),
-        like: fx.Node | None = None,
+        like: fx.Node | tuple[fx.Node, ...] | None = None,
     ) -> fx.Node:
         """Insert an operator before `anchor` and return its node, typed.
 
@@ -155,7 +155,8 @@ class Rewriter:
             kwargs: keyword arguments.
             name: wanted display name; made unique. The anchor's name and the operator's by default.
             origins: nodes whose origins it inherits; by default the anchor.
-            like: a node of the same type, which saves the inference (verification compares).
+            like: a node of the same type, which saves the inference (verification compares); of several results a
+                tuple of nodes.
         """
         target = find_operator(operator) if isinstance(operator, str) else operator
         with self._grouped("insert"):
@@ -165,7 +166,10 @@ class Rewriter:
             short = operator_name(target).split(".")
             node.meta["name"] = self._table(graph).unique(name or f"{name_of(anchor)}.{short[min(1, len(short) - 1)]}")
             set_provenance(node, merged(list(origins) or [anchor], self._maker("insert")))
-            node.meta["val"] = like.meta.get("val") if like is not None else infer(self.program, node)
+            if isinstance(like, tuple):
+                node.meta["val"] = tuple([each.meta["val"] for each in like])
+            else:
+                node.meta["val"] = like.meta.get("val") if like is not None else infer(self.program, node)
             self._fresh.append(node)
             self.changed = True
             return node

@@ -83,7 +83,7 @@ def residual_norm(node: fx.Node, rewriter: Rewriter) -> None:
         if each is not None and each.op == "get_attr" and not each < total:
             total.prepend(each)
     args = (branch, skip, bias, found["normalized_shape"], *parameters, eps)
-    fused = rewriter.insert(total, _FUSED[operator_name(node.target)], args, origins=[node, total])
+    fused = rewriter.insert(total, _FUSED[operator_name(node.target)], args, origins=[node, total], like=(node, total))
     rewriter.replace(node, operator.getitem, (fused, 0), {}, same_type=True)
     if total.users:
         rewriter.replace(total, operator.getitem, (fused, 1), {}, same_type=True)
