@@ -266,8 +266,7 @@ def _ends(node: fx.Node, query: Tokens) -> list[_End]:
     """
     shape, heads = shape_of(node) or (), query.heads
     sequence, size = size_of(shape[-2]), shape[-1]
-    if not isinstance(size, int):
-        raise Refusal("the size of the value's heads is dynamic")
+    assert isinstance(size, int)
     both = (dim_of(Atom(0, 1, query.batch)), dim_of(Atom(2, size, heads)))
     leading = both if len(shape) == 4 else ((*both[0], *both[1]),)
     layout = Layout((*leading, dim_of(Atom(1, 1, sequence)), dim_of(Atom(2, 1, size))), (0, 0, 0))
