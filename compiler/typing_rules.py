@@ -53,9 +53,7 @@ def _is_cacheable(node: fx.Node) -> bool:
     return (
         isinstance(target, OpOverload)
         and _UNCACHED.isdisjoint(target.tags)
-        and all(
-            isinstance(each.meta.get("val"), (torch.Tensor, int, float, torch.SymInt)) for each in node.all_input_nodes
-        )
+        and all(isinstance(each.meta.get("val"), _SIMPLE) for each in node.all_input_nodes)
     )
 
 

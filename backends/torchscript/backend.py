@@ -46,7 +46,7 @@ class TorchScriptBackend:
     def default_passes(self, options: Mapping[str, Any]) -> Pipeline:
         """Return the pipeline that `compile(passes=None)` runs."""
         check_options(self.name, options, _OPTIONS)
-        return Pipeline.parse("canonicalize,fold-batch-norm,fold-constants,cse,dce")
+        return Pipeline.parse("canonicalize,fold-batch-norm,fold-constants,cse,dce,fuse,dce")
 
     def check(self, program: Program) -> list[Finding]:
         """List the nodes whose operator TorchScript cannot call."""

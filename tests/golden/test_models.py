@@ -12,7 +12,7 @@ from burnish.testing import assert_golden
 from tests.golden.models import MODELS
 
 FOLDER = Path(__file__).parent / "models"
-PIPELINE = "canonicalize,fold-batch-norm,fold-constants,cse,dce"
+PIPELINE = "canonicalize,fold-batch-norm,fold-constants,cse,dce,fuse,dce"
 
 
 @pytest.mark.parametrize("name", MODELS)

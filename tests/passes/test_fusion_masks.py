@@ -116,7 +116,7 @@ class _Maker:
             elif node.op == "call_function" and all(each in found for each in node.all_input_nodes):
                 args, kwargs = fx.node.map_arg((node.args, dict(node.kwargs)), found.__getitem__)
                 try:
-                    found[node] = node.target(*args, **kwargs)  # type: ignore[operator]
+                    found[node] = node.target(*args, **kwargs)
                 except (RuntimeError, IndexError):
                     continue
         return found
