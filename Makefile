@@ -23,6 +23,7 @@ lint: $(VENV)/ready
 
 bench: $(VENV)/ready
 	$(BIN)/python -m benchmarks.compile_time
+	$(BIN)/python -m benchmarks.fusion
 
 coverage: $(VENV)/ready
 	$(BIN)/python -m benchmarks.coverage
