@@ -152,3 +152,37 @@ def test_standard_files_run_in_the_reference_runtime(case: str, tmp_path: object
 def test_unknown_dialect() -> None:
     with pytest.raises(burnish.OptionError, match=r"dialect.*ort, standard"):
         burnish.compile(_program(_CASES["rms_norm"]), passes="dce", backend="onnx{dialect=trt}")
+
+
+class _Sizes(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = torch.nn.Conv2d(3, 16, 3)
+        self.deep = torch.nn.Conv3d(3, 4, 2, stride=2, bias=False)
+
+    def forward(self, x: torch.Tensor) -> list[torch.Tensor]:
+        y = torch.relu(self.conv(x))
+        means = [
+            y.mean((2, 3), keepdim=True),
+            y.mean((-1, -2)),
+            y.mean(),
+            y.mean(1),
+            y.long().mean(1, dtype=torch.float32),
+        ]
+        return [*means, self.conv(x[0]), self.deep(x.unsqueeze(2).expand(-1, -1, 4, -1, -1)), y / y.numel()]
+
+
+@pytest.mark.parametrize("options", _OPTIONS)
+def test_means_convolutions_and_sizes(options: str) -> None:
+    model = _Sizes().eval()
+    compiled = burnish.compile(model, inputs=(torch.randn(2, 3, 8, 8),), backend=f"onnx{options}")
+    for batch in (1, 5):
+        x = torch.randn(batch, 3, 8, 8, generator=torch.Generator().manual_seed(batch))
+        with torch.no_grad():
+            assert worst_drift(compiled(x), model(x)) <= 1e-5
+
+
+def test_a_mean_over_a_feature_map_keeps_the_blocked_layout() -> None:
+    model = torch.nn.Sequential(torch.nn.Conv2d(3, 16, 3), torch.nn.ReLU(), torch.nn.AdaptiveAvgPool2d(1)).eval()
+    counts = burnish.compile(model, inputs=(torch.randn(2, 3, 8, 8),), backend="onnx").artifact.optimized_node_counts()
+    assert counts["GlobalAveragePool"] == 1 and counts["ReduceMean"] == 0

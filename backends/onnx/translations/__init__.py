@@ -22,6 +22,7 @@ _FUNCTIONS: dict[str, Callable[..., Any]] = {
     "aten.mean.dim": layers.mean,
     "aten.rms_norm": norms.rms_norm,
     "aten.scaled_dot_product_attention": attention.scaled_dot_product_attention,
+    "aten.sym_numel": layers.element_count,
     "burnish.conv_act": layers.conv_act,
     "burnish.embedding_layer_norm": norms.embedding_layer_norm,
     "burnish.linear_act": layers.linear_act,

@@ -1,4 +1,4 @@
-"""Convolutions, `burnish::conv_act`, `burnish::linear_act`, `burnish::quick_gelu` and means.
+"""Convolutions, `burnish::conv_act`, `burnish::linear_act`, `burnish::quick_gelu`, means and sizes.
 
 ONNX Runtime joins Conv, a sum and most activations by itself when it loads a file, also in its blocked layout, so the
 standard operators are written for both dialects. Only x * sigmoid(a x) has an operator of ONNX Runtime's own.
@@ -12,7 +12,7 @@ from typing import Any
 
 from burnish.backends.onnx.translations.builder import Builder
 
-__all__ = ["activate", "conv_act", "convolution", "linear", "linear_act", "mean", "quick_gelu"]
+__all__ = ["activate", "conv_act", "convolution", "element_count", "linear", "linear_act", "mean", "quick_gelu"]
 
 _PLAIN = {"relu": "Relu", "sigmoid": "Sigmoid", "tanh": "Tanh", "hardswish": "HardSwish"}
 _GELU_SINCE = 20
@@ -78,6 +78,11 @@ def mean(op: Builder, input: Any, dim: Sequence[int] | None, keepdim: bool = Fal
     if keepdim and rank in (4, 5) and axes == list(range(2, rank)):
         return op("GlobalAveragePool", x)
     return op("ReduceMean", x, op.integers(*axes), keepdims=int(keepdim)) if rank else x
+
+
+def element_count(op: Builder, input: Any) -> Any:
+    """Size."""
+    return op("Size", input)
 
 
 def linear_act(
