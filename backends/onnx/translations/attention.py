@@ -49,7 +49,7 @@ def scaled_dot_product_attention(
     scale = float(query.shape[-1]) ** -0.5 if scale is None else scale
     if enable_gqa and query.shape[-3] != key.shape[-3]:
         groups = query.shape[-3] // key.shape[-3]
-        key, value = (_repeated(op, each, groups, each.shape[-3], each.shape[-1]) for each in (key, value))
+        key, value = (_repeated(op, each, groups, each.shape[-3], each.shape[-1], rank) for each in (key, value))
     mask = _Mask.of(op, attn_mask, is_causal, query, key, rank - 2)
     return mask.apply(op, _spelled_out(op, query, key, value, mask.added, scale, query.dtype, rank))
 
@@ -69,27 +69,28 @@ def multi_head_attention(
     """MultiHeadAttention or GroupQueryAttention; Attention; or split heads, attend, and merge them."""
     dtype, size, width = query.dtype, query.shape[2] // heads, value.shape[2] // kv_heads
     unmasked = causal and mask is None and bool(query.shape[1] == key.shape[1])
-    if op.may_use_contrib(query, mask):
+    # ONNX Runtime takes a scale of 0 for none given, and ONNX's operator refuses what is not positive.
+    if scale > 0 and op.may_use_contrib(query, mask):
         if heads == kv_heads:
             found = _Mask.of(op, mask, causal and not unmasked, query, key, 1)
             y = op.contrib(
-                "MultiHeadAttention", query, key, value, None, None, found.full(op, query),
+                "MultiHeadAttention", query, key, value, None, None, found.full(op, query, key),
                 num_heads=heads, scale=scale, unidirectional=int(unmasked),
             )  # fmt: skip
             return found.apply_merged(op, y, heads, width)
         if unmasked and size % 8 == 0 and size == width:
             return _grouped(op, query, key, value, heads, kv_heads, scale)
-    if op.opset >= _SINCE and op.dialect == "standard":
+    if scale > 0 and op.opset >= _SINCE and op.dialect == "standard":
         found = _Mask.of(op, mask, causal and not unmasked, query, key, 1)
         y = op(
-            "Attention", query, key, value, found.full(op, query),
+            "Attention", query, key, value, found.full(op, query, key),
             q_num_heads=heads, kv_num_heads=kv_heads, scale=scale, is_causal=int(unmasked),
         )  # fmt: skip
         return found.apply_merged(op, y, heads, width)
     found = _Mask.of(op, mask, causal, query, key, 1)
     q, k, v = _split(op, query, heads, size), _split(op, key, kv_heads, size), _split(op, value, kv_heads, width)
     if heads != kv_heads:
-        k, v = (_repeated(op, each, heads // kv_heads, kv_heads, d) for each, d in ((k, size), (v, width)))
+        k, v = (_repeated(op, each, heads // kv_heads, kv_heads, d, 4) for each, d in ((k, size), (v, width)))
     y = found.apply(op, _spelled_out(op, q, k, v, found.added, scale, dtype, 4))
     return op("Reshape", op("Transpose", y, perm=[0, 2, 1, 3]), op.integers(0, 0, heads * width))
 
@@ -109,12 +110,12 @@ def self_attention(
     """Attention, which projects its input itself; or the projection, Split, and `multi_head_attention`."""
     size, length = weight.shape[0] // (heads + 2 * kv_heads), input.shape[1]
     short = not isinstance(length, int) or length < _LONG
-    if op.may_use_contrib(input, mask) and heads == kv_heads and short:
+    if scale > 0 and op.may_use_contrib(input, mask) and heads == kv_heads and short:
         unmasked = causal and mask is None
         found = _Mask.of(op, mask, causal and not unmasked, input, input, 1)
         bias = op.filled(0.0, [weight.shape[0]], input.dtype) if bias is None else bias
         y = op.contrib(
-            "Attention", input, op("Transpose", weight, perm=[1, 0]), bias, None, None, found.full(op, input),
+            "Attention", input, op("Transpose", weight, perm=[1, 0]), bias, None, None, found.full(op, input, input),
             num_heads=heads, scale=scale, unidirectional=int(unmasked),
         )  # fmt: skip
         return found.apply_merged(op, y, heads, size)
@@ -162,15 +163,18 @@ class _Mask:
         visible = visible if lower is None else op("And", visible, lower)
         return _Mask(op("Where", visible, mask, lowest), _any(op, visible, dtype), shape)
 
-    def full(self, op: Builder, query: Any) -> Any:
+    def full(self, op: Builder, query: Any, key: Any) -> Any:
         """Return `added` as ONNX Runtime's operators take it: [1 or B, 1 or heads, S, T]."""
         if self.added is None:
             return None
         missing = 4 - len(self.shape)
         added = op("Unsqueeze", self.added, op.integers(*range(missing))) if missing else self.added
-        if len(self.shape) < 2 or self.shape[-2] == 1:
-            one, length = op.integers(1), op("Shape", query, start=1, end=2)
-            added = op("Expand", added, op("Concat", one, one, length, one, axis=0))
+        one, rows = op.integers(1), len(self.shape) < 2 or self.shape[-2] == 1
+        columns = bool(self.shape) and self.shape[-1] == 1
+        if rows or columns:
+            queries = op("Shape", query, start=1, end=2) if rows else one
+            keys = op("Shape", key, start=1, end=2) if columns else one
+            added = op("Expand", added, op("Concat", one, one, queries, keys, axis=0))
         return added
 
     def apply(self, op: Builder, y: Any) -> Any:
@@ -230,8 +234,8 @@ def _split(op: Builder, tokens: Any, heads: int, size: int) -> Any:
     return op("Transpose", op("Reshape", tokens, op.integers(0, 0, heads, size)), perm=[0, 2, 1, 3])
 
 
-def _repeated(op: Builder, x: Any, groups: int, heads: int, size: int) -> Any:
-    """Repeat every head of [B, heads, T, size] `groups` times."""
-    apart = op("Unsqueeze", x, op.integers(2))
-    copies = op("Expand", apart, op.integers(1, 1, groups, 1, 1))
-    return op("Reshape", copies, op.integers(0, heads * groups, -1, size))
+def _repeated(op: Builder, x: Any, groups: int, heads: int, size: int, rank: int) -> Any:
+    """Repeat every head of [..., heads, T, size], of `rank` dimensions, `groups` times."""
+    apart = op("Unsqueeze", x, op.integers(-3))
+    copies = op("Expand", apart, op.integers(groups, 1, 1))
+    return op("Reshape", copies, op.integers(*[0] * (rank - 3), heads * groups, -1, size))
