@@ -100,7 +100,7 @@ def _eager(model: torch.nn.Module) -> Callable[[dict[str, torch.Tensor]], Any]:
 
 
 def _export(case: Case, example: dict[str, torch.Tensor], path: Path) -> None:
-    dynamic = case.dynamic_shapes or {name: {0: torch.export.Dim.DYNAMIC} for name in example}
+    dynamic = case.dynamic_shapes or {name: {0: torch.export.Dim.AUTO} for name in example}
     torch.onnx.export(case.model, kwargs=example, f=path, dynamo=True, dynamic_shapes=dynamic, verbose=False)
 
 

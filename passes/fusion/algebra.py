@@ -64,8 +64,9 @@ def product(root: fx.Node, rewriter: Rewriter) -> Product:
     while stack:
         value, on_top = stack.pop()
         number = number_of(value, rewriter)
-        if number is not None and (on_top or number != 0):
-            found.scale = found.scale * number if on_top else found.scale / number
+        if number is not None:
+            # A division by zero is like nothing that is looked for, and NaN is close to nothing.
+            found.scale = found.scale * number if on_top else found.scale / number if number else math.nan
             continue
         whole = budget == 0 or (value is not root and len(value.users) != 1)
         budget -= not whole

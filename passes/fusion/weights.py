@@ -58,7 +58,8 @@ def rounded(value: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     """Return a weight or bias, computed in float64, in the layer's dtype.
 
     Raises:
-        Refusal: it would not be finite, it would lose its digits to underflow, or it needs rounding in half precision.
+        Refusal: it would not be finite, or so large that sums overflow; it would lose its digits to underflow; or it
+            needs rounding in half precision.
     """
     new = value.to(dtype).contiguous()
     if not new.numel():
@@ -68,6 +69,8 @@ def rounded(value: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     # NaN and infinity both come out at an end of the range.
     if not bool(torch.stack((low, high)).isfinite().all()):
         raise Refusal("the folded weights would not be finite")
+    if dtype in WIDE and most > limits.max**0.5:
+        raise Refusal("the folded weights would be so large that sums with them could overflow")
     if dtype not in WIDE and not torch.equal(new.double(), value):
         raise Refusal(f"it computes in {str(dtype).removeprefix('torch.')}, where folded weights would be rounded anew")
     if dtype in WIDE and most < limits.tiny / limits.eps and bool(value.any()):
