@@ -67,7 +67,11 @@ def candidates(case: Case, folder: Path, without: set[str]) -> dict[str, Callabl
     example = case.inputs(2)
     found: dict[str, Callable[[dict[str, torch.Tensor]], Any]] = {"eager": _eager(case.model)}
     export = folder / "export.onnx"
-    _export(case, example, export)
+    try:
+        _export(case, example, export)
+    except Exception as error:
+        # Its peers then fail one by one, for want of the file.
+        case.failures["torch.onnx.export"] = _reason(error)
 
     def add(name: str, make: Callable[[], Callable[[dict[str, torch.Tensor]], Any]]) -> None:
         if name in without:
@@ -78,7 +82,7 @@ def candidates(case: Case, folder: Path, without: set[str]) -> dict[str, Callabl
                 found[name](example)
         except Exception as error:
             found.pop(name, None)
-            case.failures[name] = (str(error).strip() or type(error).__name__).splitlines()[-1][:100]
+            case.failures[name] = _reason(error)
 
     add("export + ORT", lambda: _session(export, case, "export + ORT"))
     add("+ onnxsim", lambda: _session(_simplified(export), case, "+ onnxsim"))
@@ -89,6 +93,10 @@ def candidates(case: Case, folder: Path, without: set[str]) -> dict[str, Callabl
     add("burnish ORT", lambda: _burnish(case, example, "onnxruntime"))
     add("burnish OV", lambda: _burnish(case, example, "openvino"))
     return found
+
+
+def _reason(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[-1][:100]
 
 
 def _eager(model: torch.nn.Module) -> Callable[[dict[str, torch.Tensor]], Any]:
