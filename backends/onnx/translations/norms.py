@@ -51,13 +51,9 @@ def skip_layer_norm(
 ) -> tuple[Any, Any]:
     """SkipLayerNormalization, or Add and LayerNormalization."""
     shape = list(normalized_shape)
-    if op.may_use_contrib(input, skip) and _is_row(input, shape):
-        weight = _scale(op, weight, shape, input.dtype)
-        found = op.several(
-            "SkipLayerNormalization", input, skip, weight, bias, input_bias,
-            outputs=4, domain=CONTRIB, epsilon=eps,
-        )  # fmt: skip
-        return found[0], found[3]
+    found = _contrib(op, "SkipLayerNormalization", input, skip, shape, weight, (bias, input_bias), eps)
+    if found is not None:
+        return found
     total = _sum(op, input, skip, input_bias)
     return layer_norm(op, total, shape, weight, bias, eps, input.dtype), total
 
@@ -73,13 +69,9 @@ def skip_rms_norm(
 ) -> tuple[Any, Any]:
     """SkipSimplifiedLayerNormalization, or Add and RMSNormalization."""
     shape = list(normalized_shape)
-    if op.may_use_contrib(input, skip) and _is_row(input, shape):
-        weight = _scale(op, weight, shape, input.dtype)
-        found = op.several(
-            "SkipSimplifiedLayerNormalization", input, skip, weight, input_bias,
-            outputs=4, domain=CONTRIB, epsilon=eps,
-        )  # fmt: skip
-        return found[0], found[3]
+    found = _contrib(op, "SkipSimplifiedLayerNormalization", input, skip, shape, weight, (input_bias,), eps)
+    if found is not None:
+        return found
     total = _sum(op, input, skip, input_bias)
     total.type, total.shape = input.type, input.shape
     return rms_norm(op, total, shape, weight, eps), total
@@ -95,7 +87,7 @@ def embedding_layer_norm(
     bias: Any = None,
     eps: float = 1e-5,
 ) -> Any:
-    """Gather for every table; the last sum and the norm are a SkipLayerNormalization where shapes allow it."""
+    """Gather for every table, Add, and LayerNormalization, which ONNX Runtime joins with the last sum as it loads."""
     dtype = tables[0].dtype
     parts = [op("Gather", table, index) for table, index in zip(tables, ids, strict=True)]
     parts += [] if added is None else [added]
@@ -109,6 +101,24 @@ def layer_norm(op: Builder, x: Any, shape: list[int], weight: Any, bias: Any, ep
     """LayerNormalization over the last dimensions, whose sizes are `shape`."""
     weight = _scale(op, weight, shape, dtype)
     return op("LayerNormalization", x, weight, bias, axis=-len(shape), epsilon=eps)
+
+
+def _contrib(
+    op: Builder,
+    operator: str,
+    input: Any,
+    skip: Any,
+    shape: list[int],
+    weight: Any,
+    biases: tuple[Any, ...],
+    eps: float,
+) -> tuple[Any, Any] | None:
+    """Return the norm and the sum by one of ONNX Runtime's own operators; None where that does not take them."""
+    if not op.may_use_contrib(input, skip) or not _is_row(input, shape):
+        return None
+    weight = _scale(op, weight, shape, input.dtype)
+    found = op.several(operator, input, skip, weight, *biases, outputs=4, domain=CONTRIB, epsilon=eps)
+    return found[0], found[3]
 
 
 def _sum(op: Builder, input: Any, skip: Any, input_bias: Any) -> Any:
