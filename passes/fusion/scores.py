@@ -136,9 +136,7 @@ def mask_of(
                 term = rewriter.insert(anchor, "aten.mul.Tensor", (term, factor * step.factor), like=term)
             mask = term if mask is None else rewriter.insert(anchor, "aten.add.Tensor", (mask, term))
             continue
-        value = max(factor * step.value, torch.finfo(torch.float32).min) if math.isfinite(step.value) else -math.inf
-        if value > _ABSORBS:
-            value = torch.finfo(torch.float32).min
+        value = _low(factor * step.value)
         hidden = shaped(step.node, step.mask)
         if mask is None:
             either = (value, 0.0) if step.hides else (0.0, value)
@@ -150,6 +148,17 @@ def mask_of(
         else:
             mask = rewriter.insert(anchor, "aten.where.ScalarOther", (hidden, mask, value))
     return mask
+
+
+def _low(value: float) -> float:
+    """Return what is added for a fill of `value`: a number that float32 has, so that it is the same in every dtype.
+
+    Rows that several fills hide whole would not stay uniform otherwise.
+    """
+    if not math.isfinite(value):
+        return -math.inf
+    lowest = torch.finfo(torch.float32).min
+    return lowest if value > _ABSORBS else torch.tensor(max(value, lowest), dtype=torch.float32).item()
 
 
 def scale_of(steps: tuple[Step, ...]) -> float:

@@ -135,6 +135,27 @@ def test_fills_hide_or_are_refused(value: float) -> None:
     assert _fired(_run(program)) == (value <= -1e9)
 
 
+@pytest.mark.parametrize("dtype", ["f32", "f64"])
+@pytest.mark.parametrize("low", [-1e33, -3.4028234663852886e38])
+def test_a_row_that_two_fills_hide_stays_uniform(dtype: str, low: float) -> None:
+    text = f"""# burnish 1
+graph main(%q: {dtype}[B, 3, 4], %t: {dtype}[B, 4, 5], %v: {dtype}[B, 5, 6], %m: b1[B, 3, 5]) {{
+  %p = aten.matmul(%q, %t) : {dtype}[B, 3, 5]
+  %a = aten.where.ScalarOther(%m, %p, other={low}) : {dtype}[B, 3, 5]
+  %b = aten.masked_fill.Scalar(%a, %m, value={low}) : {dtype}[B, 3, 5]
+  %c = aten.mul.Tensor(%b, 0.75) : {dtype}[B, 3, 5]
+  %w = aten.softmax.int(%c, dim=-1) : {dtype}[B, 3, 5]
+  %y = aten.matmul(%w, %v) : {dtype}[B, 3, 6]
+  return %y
+}}
+"""
+    program = fuse(text)
+    assert _fired(program)
+    values = program.samples["v"]
+    uniform = values.mean(dim=1, keepdim=True).expand(-1, 3, -1)
+    assert torch.allclose(program(**program.samples), uniform, atol=1e-6)
+
+
 def test_nobody_sees_anything_gives_zeros() -> None:
     """The one difference that the rule makes: NaN rows, whose keys are all hidden by -inf, become zeros."""
     text = """# burnish 1
