@@ -9,6 +9,7 @@ onnxruntime.transformers.optimizer; the same file in OpenVINO; torch.compile wit
 from __future__ import annotations
 
 import argparse
+import contextlib
 import functools
 import json
 import logging
@@ -34,6 +35,7 @@ from burnish.compiler.numerics import worst_drift
 
 THREADS = 2
 CONTRIB = "com.microsoft"
+_EXPORT = "export.onnx"
 _OPTIMIZER_TYPES = {"bert-base": "bert", "minilm-l6": "bert", "gpt-2": "gpt2", "vit-b/16": "vit", "swin-t": "swin"}
 
 
@@ -62,44 +64,72 @@ def _head_of(data: dict[str, torch.Tensor]) -> Callable[[int], dict[str, torch.T
     return lambda batch: {name: value[:batch] for name, value in data.items()}
 
 
-def candidates(case: Case, folder: Path, without: set[str]) -> dict[str, Callable[[dict[str, torch.Tensor]], Any]]:
-    """Build every candidate once, for any batch size: a function of the inputs."""
-    example = case.inputs(2)
-    found: dict[str, Callable[[dict[str, torch.Tensor]], Any]] = {"eager": _eager(case.model)}
-    export = folder / "export.onnx"
-    try:
-        _export(case, example, export)
-    except Exception as error:
-        # Its peers then fail one by one, for want of the file.
-        case.failures["torch.onnx.export"] = _reason(error)
+Call = Callable[[dict[str, torch.Tensor]], Any]
 
-    def add(name: str, make: Callable[[], Callable[[dict[str, torch.Tensor]], Any]]) -> None:
-        if name in without:
-            return
-        try:
-            found[name] = make()
-            if name != "torch.compile":  # compiles for every batch size anew, and fails then if at all
-                found[name](example)
-        except Exception as error:
-            found.pop(name, None)
-            case.failures[name] = _reason(error)
+
+def candidates(case: Case, folder: Path, without: set[str]) -> dict[str, Call]:
+    """Build what serves any batch size once: functions of the inputs."""
+    example = case.inputs(2)
+    found: dict[str, Call] = {"eager": _eager(case.model)}
+    try:
+        _export(case, example, folder)
+    except Exception as error:
+        # torch cannot export Swin with fused attention; its peers get the spelled-out kind.
+        case.failures["torch.onnx.export of the model as it is"] = _reason(error)
+        with _spelled_out_attention(case.model):
+            _export(case, example, folder)
+    found |= file_peers(case, folder, example, without)
+    # torch.compile compiles for every batch size anew, and fails then if at all.
+    _add(case, found, "torch.compile", lambda: _inductor(case.model), None, without)
+    _add(case, found, "burnish ORT", lambda: _burnish(case, example, "onnxruntime"), example, without)
+    _add(case, found, "burnish OV", lambda: _burnish(case, example, "openvino"), example, without)
+    return found
+
+
+def file_peers(case: Case, folder: Path, example: dict[str, torch.Tensor], without: set[str]) -> dict[str, Call]:
+    """Build what runs the file of torch's own exporter."""
+    export = folder / _EXPORT
+    found: dict[str, Call] = {}
+
+    def add(name: str, make: Callable[[], Call]) -> None:
+        _add(case, found, name, make, example, without)
 
     add("export + ORT", lambda: _session(export, case, "export + ORT"))
     add("+ onnxsim", lambda: _session(_simplified(export), case, "+ onnxsim"))
     if case.name in _OPTIMIZER_TYPES:
         add("+ optimizer", lambda: _session(_optimized(export, _OPTIMIZER_TYPES[case.name]), case, "+ optimizer"))
     add("OpenVINO", lambda: _openvino(export))
-    add("torch.compile", lambda: _inductor(case.model))
-    add("burnish ORT", lambda: _burnish(case, example, "onnxruntime"))
-    add("burnish OV", lambda: _burnish(case, example, "openvino"))
     return found
 
 
-def _reason(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[-1][:100]
+def _add(
+    case: Case,
+    found: dict[str, Call],
+    name: str,
+    make: Callable[[], Call],
+    example: dict[str, torch.Tensor] | None,
+    without: set[str],
+) -> None:
+    """Build a candidate and call it once; one that fails is listed instead."""
+    if name in without:
+        return
+    try:
+        call = make()
+        if example is not None:
+            call(example)
+        found[name] = call
+    except Exception as error:
+        case.failures[name] = _reason(error)
 
 
-def _eager(model: torch.nn.Module) -> Callable[[dict[str, torch.Tensor]], Any]:
+def _reason(error: BaseException) -> str:
+    """Return the first line of what went wrong first."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:100]
+
+
+def _eager(model: torch.nn.Module) -> Call:
     def call(inputs: dict[str, torch.Tensor]) -> Any:
         with torch.no_grad():
             return model(**inputs)
@@ -107,9 +137,21 @@ def _eager(model: torch.nn.Module) -> Callable[[dict[str, torch.Tensor]], Any]:
     return call
 
 
-def _export(case: Case, example: dict[str, torch.Tensor], path: Path) -> None:
+def _export(case: Case, example: dict[str, torch.Tensor], folder: Path) -> None:
     dynamic = case.dynamic_shapes or {name: {0: torch.export.Dim.AUTO} for name in example}
+    path = folder / _EXPORT
     torch.onnx.export(case.model, kwargs=example, f=path, dynamo=True, dynamic_shapes=dynamic, verbose=False)
+
+
+@contextlib.contextmanager
+def _spelled_out_attention(model: torch.nn.Module) -> Iterator[None]:
+    inner: Any = model.model
+    before = inner.config._attn_implementation
+    inner.set_attn_implementation("eager")
+    try:
+        yield
+    finally:
+        inner.set_attn_implementation(before)
 
 
 def _simplified(path: Path) -> Path:
@@ -128,7 +170,7 @@ def _optimized(path: Path, kind: str) -> Path:
     return target
 
 
-def _session(path: Path, case: Case, name: str) -> Callable[[dict[str, torch.Tensor]], Any]:
+def _session(path: Path, case: Case, name: str) -> Call:
     options = ort.SessionOptions()
     options.intra_op_num_threads = THREADS
     options.log_severity_level = 3
@@ -148,7 +190,7 @@ def _kernels(model: onnx.ModelProto) -> Counter[str]:
     return Counter(f"{node.domain}:{node.op_type}" if node.domain else node.op_type for node in model.graph.node)
 
 
-def _openvino(path: Path) -> Callable[[dict[str, torch.Tensor]], Any]:
+def _openvino(path: Path) -> Call:
     import openvino
 
     properties = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": THREADS, "PERFORMANCE_HINT": "LATENCY"}
@@ -163,7 +205,7 @@ def _openvino(path: Path) -> Callable[[dict[str, torch.Tensor]], Any]:
     return call
 
 
-def _inductor(model: torch.nn.Module) -> Callable[[dict[str, torch.Tensor]], Any]:
+def _inductor(model: torch.nn.Module) -> Call:
     import torch._inductor.config as settings
 
     settings.freezing = True  # type: ignore[attr-defined]
@@ -172,7 +214,7 @@ def _inductor(model: torch.nn.Module) -> Callable[[dict[str, torch.Tensor]], Any
     return _eager(compiled)  # type: ignore[arg-type]
 
 
-def _burnish(case: Case, example: dict[str, torch.Tensor], runtime: str) -> Callable[[dict[str, torch.Tensor]], Any]:
+def _burnish(case: Case, example: dict[str, torch.Tensor], runtime: str) -> Call:
     compiled = burnish.compile(
         case.model,
         inputs=example,

@@ -22,7 +22,7 @@ from torch.export import ExportedProgram
 
 from burnish.backends.onnx.decompose import decompose
 from burnish.backends.onnx.quiet import quiet
-from burnish.backends.onnx.spellings import keep_pads_before_pools
+from burnish.backends.onnx.spellings import keep_pads_before_pools, keep_sums_before_norms
 from burnish.backends.onnx.translations import table
 from burnish.compiler.errors import BackendError
 from burnish.compiler.graphs import NameTable, name_of, output_of
@@ -81,6 +81,8 @@ def lower(program: Program, opset: int, dialect: str) -> Lowered:
             common.InlinePass()(model)
         _clean(model)
         keep_pads_before_pools(model.graph)
+        if dialect == "ort":
+            keep_sums_before_norms(model.graph)
     outputs, state = _name_ends(model, program)
     _name_all(model, program)
     return Lowered(model, outputs, state, _numbers(program))

@@ -1,4 +1,8 @@
-"""`aten::rms_norm` and the norms of sums."""
+"""`aten::rms_norm` and the norms of sums.
+
+The sums stand alone: ONNX Runtime's SkipLayerNormalization takes 2.5 to 5 times as long on the CPU as Add and
+LayerNormalization, SkipSimplifiedLayerNormalization up to twice (1.31, `python -m benchmarks.kernels`).
+"""
 
 from __future__ import annotations
 
@@ -8,7 +12,7 @@ from typing import Any
 import onnx_ir as ir
 import torch
 
-from burnish.backends.onnx.translations.builder import CONTRIB, Builder
+from burnish.backends.onnx.translations.builder import Builder
 
 __all__ = ["embedding_layer_norm", "layer_norm", "rms_norm", "skip_layer_norm", "skip_rms_norm"]
 
@@ -49,13 +53,9 @@ def skip_layer_norm(
     bias: Any = None,
     eps: float = 1e-5,
 ) -> tuple[Any, Any]:
-    """SkipLayerNormalization, or Add and LayerNormalization."""
-    shape = list(normalized_shape)
-    found = _contrib(op, "SkipLayerNormalization", input, skip, shape, weight, (bias, input_bias), eps)
-    if found is not None:
-        return found
+    """Add and LayerNormalization."""
     total = _sum(op, input, skip, input_bias)
-    return layer_norm(op, total, shape, weight, bias, eps, input.dtype), total
+    return layer_norm(op, total, list(normalized_shape), weight, bias, eps, input.dtype), total
 
 
 def skip_rms_norm(
@@ -67,14 +67,10 @@ def skip_rms_norm(
     weight: Any = None,
     eps: float = 1e-6,
 ) -> tuple[Any, Any]:
-    """SkipSimplifiedLayerNormalization, or Add and RMSNormalization."""
-    shape = list(normalized_shape)
-    found = _contrib(op, "SkipSimplifiedLayerNormalization", input, skip, shape, weight, (input_bias,), eps)
-    if found is not None:
-        return found
+    """Add and RMSNormalization."""
     total = _sum(op, input, skip, input_bias)
     total.type, total.shape = input.type, input.shape
-    return rms_norm(op, total, shape, weight, eps), total
+    return rms_norm(op, total, normalized_shape, weight, eps), total
 
 
 def embedding_layer_norm(
@@ -87,7 +83,7 @@ def embedding_layer_norm(
     bias: Any = None,
     eps: float = 1e-5,
 ) -> Any:
-    """Gather for every table, Add, and LayerNormalization, which ONNX Runtime joins with the last sum as it loads."""
+    """Gather for every table, Add, and LayerNormalization."""
     dtype = tables[0].dtype
     parts = [op("Gather", table, index) for table, index in zip(tables, ids, strict=True)]
     parts += [] if added is None else [added]
@@ -103,31 +99,8 @@ def layer_norm(op: Builder, x: Any, shape: list[int], weight: Any, bias: Any, ep
     return op("LayerNormalization", x, weight, bias, axis=-len(shape), epsilon=eps)
 
 
-def _contrib(
-    op: Builder,
-    operator: str,
-    input: Any,
-    skip: Any,
-    shape: list[int],
-    weight: Any,
-    biases: tuple[Any, ...],
-    eps: float,
-) -> tuple[Any, Any] | None:
-    """Return the norm and the sum by one of ONNX Runtime's own operators; None where that does not take them."""
-    if not op.may_use_contrib(input, skip) or not _is_row(input, shape):
-        return None
-    weight = _scale(op, weight, shape, input.dtype)
-    found = op.several(operator, input, skip, weight, *biases, outputs=4, domain=CONTRIB, epsilon=eps)
-    return found[0], found[3]
-
-
 def _sum(op: Builder, input: Any, skip: Any, input_bias: Any) -> Any:
     return op("Add", input if input_bias is None else op("Add", input, input_bias), skip)
-
-
-def _is_row(value: Any, shape: list[int]) -> bool:
-    """Tell whether ONNX Runtime's operators take `value`: [rows, N] or [batch, rows, N], normed over N."""
-    return len(shape) == 1 and isinstance(shape[0], int) and len(value.shape) in (2, 3)
 
 
 def _scale(op: Builder, weight: Any, shape: list[int], dtype: Any) -> Any:
