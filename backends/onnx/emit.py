@@ -96,7 +96,7 @@ def _translate(program: Program, exported: ExportedProgram, opset: int, dialect:
             verbose=False,
             optimize=False,
             opset_version=opset,
-            custom_translation_table=table(opset, dialect),
+            custom_translation_table=table(opset, dialect, _constants(exported)),
         )
     except Exception as error:
         raise BackendError(f"ONNX cannot express {_blame(program, error)}") from error
@@ -106,6 +106,11 @@ def _translate(program: Program, exported: ExportedProgram, opset: int, dialect:
     if found != opset:
         raise BackendError(f"the graph cannot be converted to opset {opset}: choose another one, {found} for example")
     return model
+
+
+def _constants(exported: ExportedProgram) -> dict[str, torch.Tensor]:
+    """Return the Program's constants, which are all lifted as buffers, by the names of their graph inputs."""
+    return {name: exported.state_dict[held] for name, held in exported.graph_signature.inputs_to_buffers.items()}
 
 
 def _blame(program: Program, error: BaseException) -> str:

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import fx
 from torch._ops import OpOverload
+from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
 
 from burnish.compiler.operators import is_mutating, is_random
 
@@ -95,7 +96,7 @@ def _reason(node: fx.Node) -> str | None:
         return ""
     if torch.Tag.data_dependent_output in target.tags:
         return "it reads a number out of a tensor"
-    if torch.Tag.dynamic_output_shape in target.tags:
+    if torch.Tag.dynamic_output_shape in target.tags and free_unbacked_symbols(node.meta["val"]):
         return "the size of its result depends on its values"
     for each in torch.utils._pytree.tree_leaves(node.meta["val"]):
         size = byte_size(each)

@@ -20,6 +20,7 @@ from typing import Any, ClassVar
 import torch
 from torch import fx
 from torch._ops import HigherOrderOperator, OpOverload
+from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
 
 from burnish.compiler.context import Context
 from burnish.compiler.numerics import Exact, Numerics
@@ -76,7 +77,7 @@ def _merge(graph: fx.Graph, rewriter: Rewriter, merged: dict[fx.Node, list[fx.No
         first = seen.setdefault(key, node)
         if first is node:
             continue
-        if isinstance(node.target, OpOverload) and not _DATA_DEPENDENT.isdisjoint(node.target.tags):
+        if _has_a_size_of_its_own(node):
             rewriter.skip(node, f"equal to %{first.meta['name']}, but the size of its result depends on the data")
             continue
         spare += [each for each in node.all_input_nodes if each in equal]
@@ -123,6 +124,13 @@ def _samples(bits: torch.Tensor) -> Hashable:
         return tuple(bits.flatten().tolist())
     places = torch.arange(_SAMPLES, device=bits.device) * (count - 1) // (_SAMPLES - 1)
     return tuple(torch.take(bits, places).tolist())
+
+
+def _has_a_size_of_its_own(node: fx.Node) -> bool:
+    """Tell whether the result has a size, or is a number, that only the values say (`nonzero`, not `x[[0, 2]]`)."""
+    if not isinstance(node.target, OpOverload) or _DATA_DEPENDENT.isdisjoint(node.target.tags):
+        return False
+    return bool(free_unbacked_symbols(node.meta["val"]))
 
 
 def _bound(node: fx.Node, equal: dict[fx.Node, fx.Node]) -> Hashable:

@@ -150,6 +150,27 @@ def test_standard_files_run_in_the_reference_runtime(case: str, tmp_path: object
     assert worst_drift([torch.from_numpy(each) for each in found], expected) <= 1e-5
 
 
+@pytest.mark.parametrize(("lowest", "looked_for"), [(-100.0, False), (-1e38, True), (-torch.inf, True)])
+def test_hidden_rows_are_looked_for_only_where_there_may_be_some(lowest: float, looked_for: bool) -> None:
+    """A mask that is made of finite constants, as Swin's windows have it, hides no row whole."""
+
+    class Windows(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("mask", torch.zeros(3, 1, 5, 5).index_fill(3, torch.tensor([1]), lowest))
+            self.register_buffer("bias", torch.randn(1, 2, 5, 5).clamp(min=lowest))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            mask = self.mask.expand(x.shape[0], -1, -1, -1, -1).reshape(-1, 1, 5, 5) + self.bias
+            x = x.flatten(0, 1)
+            return torch.nn.functional.scaled_dot_product_attention(x, x, x, attn_mask=mask)
+
+    x = torch.randn(2, 3, 2, 5, 4)
+    compiled = burnish.compile(Windows(), inputs=(x,), backend="onnx")
+    assert worst_drift([compiled(x)], [compiled.program(x)]) <= 1e-5
+    assert any(node.op_type == "ReduceMax" for node in compiled.artifact.model.graph.graph.node) == looked_for
+
+
 class _PostNorm(torch.nn.Module):
     def __init__(self) -> None:
         super().__init__()

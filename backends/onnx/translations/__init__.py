@@ -6,8 +6,10 @@ A translation is a function of a Builder and the operator's arguments: values of
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
+
+import torch
 
 from burnish.backends.onnx.translations import attention, layers, norms, rotary
 from burnish.backends.onnx.translations.builder import Builder
@@ -37,12 +39,13 @@ TRANSLATED = frozenset(find_operator(name) for name in _FUNCTIONS)
 """The operators that the exporter need not know, nor anybody decompose."""
 
 
-def table(opset: int, dialect: str) -> dict[Any, Callable[..., Any]]:
+def table(opset: int, dialect: str, constants: Mapping[str, torch.Tensor]) -> dict[Any, Callable[..., Any]]:
     """Return the `custom_translation_table` for torch.onnx.export.
 
     Args:
         opset: version of the ONNX operator set.
         dialect: "ort" where ONNX Runtime's own operators may be used, "standard" where not.
+        constants: the Program's constants by the names of their graph inputs.
     """
-    builder = Builder(opset, dialect)
+    builder = Builder(opset, dialect, constants)
     return {find_operator(name): functools.partial(function, builder) for name, function in _FUNCTIONS.items()}

@@ -24,6 +24,11 @@ __all__ = ["multi_head_attention", "scaled_dot_product_attention", "self_attenti
 _SINCE = 23
 # From this length on, the operator that walks the keys in blocks is faster than the one that projects too.
 _LONG = 512
+# Operators whose result holds numbers of their first input, and nothing else.
+_REARRANGING = {"Expand", "Gather", "GatherND", "Identity", "Reshape", "Slice", "Squeeze", "Transpose", "Unsqueeze"}
+_DEEPEST = 12
+# A mask that adds less hides nothing for good, nor does it overflow, in half precision too.
+_NEVER_OVERFLOWS = 3e4
 _LOWEST = {
     ir.DataType.FLOAT: float(np.finfo(np.float32).min),
     ir.DataType.DOUBLE: float(np.finfo(np.float64).min),
@@ -157,7 +162,7 @@ class _Mask:
         if mask.dtype == ir.DataType.BOOL:
             visible = mask if lower is None else op("And", mask, lower)
             return _Mask(op("Where", visible, zero, lowest), _any(op, visible, dtype), shape)
-        if lower is None and _is_finite(mask):
+        if lower is None and _largest(op, mask) < _NEVER_OVERFLOWS:
             return _Mask(mask, None, shape)
         visible = op("Not", op("Equal", mask, op.number(-math.inf, dtype)))
         visible = visible if lower is None else op("And", visible, lower)
@@ -206,9 +211,17 @@ def _any(op: Builder, visible: Any, dtype: ir.DataType) -> Any:
     return op("ReduceMax", op("Cast", visible, to=dtype), op.integers(-1), keepdims=1)
 
 
-def _is_finite(mask: Any) -> bool:
-    found = mask.const_value
-    return found is not None and bool(np.isfinite(np.asarray(found.numpy(), dtype=np.float64)).all())
+def _largest(op: Builder, value: Any, depth: int = _DEEPEST) -> float:
+    """Return a bound for the magnitude of `value`, from the constants that it is made of; infinity for none."""
+    node = value.producer()
+    if node is None or node.op_type == "Constant":
+        held = op.held(value)
+        return math.inf if held is None else float(np.abs(held.astype(np.float64)).max(initial=0.0))
+    if not depth:
+        return math.inf
+    if node.op_type in ("Add", "Sum"):
+        return sum(_largest(op, each, depth - 1) for each in node.inputs)
+    return _largest(op, node.inputs[0], depth - 1) if node.op_type in _REARRANGING else math.inf
 
 
 def _grouped(op: Builder, query: Any, key: Any, value: Any, heads: int, kv_heads: int, scale: float) -> Any:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 import onnxscript
+import torch
 from torch.onnx._internal.exporter import _building, _tensors
 
 __all__ = ["CONTRIB", "Builder"]
@@ -24,10 +25,12 @@ class Builder:
     Attributes:
         opset: version of the ONNX operator set.
         dialect: "ort" where ONNX Runtime's own operators may be used, "standard" where not.
+        constants: the Program's constants by the names of their graph inputs.
     """
 
     opset: int
     dialect: str
+    constants: Mapping[str, torch.Tensor]
 
     def __call__(self, operator: str, *inputs: ir.Value | None, domain: str = "", **attributes: Any) -> Any:
         """Make a node with one result and return that; inputs that are None are left out."""
@@ -64,6 +67,15 @@ class Builder:
     def filled(self, value: float, shape: Sequence[int], dtype: ir.DataType) -> Any:
         """Return a tensor of equal numbers."""
         return self("Constant", value=ir.tensor(np.full(tuple(shape), value, dtype=dtype.numpy()), dtype=dtype))
+
+    def held(self, value: ir.Value) -> np.ndarray[Any, Any] | None:
+        """Return what a constant holds, one of the Program's or of the translation's; None for other values."""
+        constant = self.constants.get(str(value.name))
+        if constant is not None:
+            return constant.detach().cpu().numpy()
+        node = value.producer()
+        made = None if node is None or node.op_type != "Constant" else node.attributes.get("value")
+        return None if made is None else made.as_tensor().numpy()
 
     def may_use_contrib(self, *values: ir.Value | None) -> bool:
         """Tell whether ONNX Runtime's own operators may be used on `values`: their CPU kernels are for float32."""
