@@ -36,6 +36,11 @@ from burnish.compiler.numerics import worst_drift
 THREADS = 2
 CONTRIB = "com.microsoft"
 _EXPORT = "export.onnx"
+# Ours against theirs: on the same runtime, and on whatever is fastest.
+_GROUPS = {
+    ("burnish ORT",): ("export + ORT", "+ onnxsim", "+ optimizer"),
+    ("burnish ORT", "burnish OV"): ("OpenVINO", "torch.compile"),
+}
 _OPTIMIZER_TYPES = {"bert-base": "bert", "minilm-l6": "bert", "gpt-2": "gpt2", "vit-b/16": "vit", "swin-t": "swin"}
 
 
@@ -247,11 +252,13 @@ def measure(case: Case, batches: list[int], blocks: int, without: set[str]) -> l
             drift = {name: _drift(call(inputs), expected) for name, call in known.items()}
             calls = {name: functools.partial(call, inputs) for name, call in known.items()}
             times = interleave(calls, blocks=blocks)
-            rows.append({"model": case.name, "batch": batch, "drift": drift, "times": times})
+            rows.append({"model": case.name, "batch": batch, "drift": drift, "times": times, "against": {}})
             show(rows[-1])
     for name, why in case.failures.items():
         print(f"    {name} failed: {why}")
     show_kernels(case)
+    for row in rows:
+        row["kernels"] = {name: sum(counts.values()) for name, counts in case.kernels.items()}
     return rows
 
 
@@ -262,16 +269,13 @@ def show(row: dict[str, Any]) -> None:
     for name, found in list(times.items())[1:]:
         drift = f"drift {row['drift'][name]:.0e}"
         print(f"    {name:14}{found.median * 1e3:9.2f} ms  {found.ratio:5.3f} +- {found.spread:.3f}   {drift}")
-    for ours, peers in (
-        (["burnish ORT"], ["export + ORT", "+ onnxsim", "+ optimizer"]),
-        (["burnish ORT", "burnish OV"], ["OpenVINO", "torch.compile"]),
-    ):
+    for ours, peers in _GROUPS.items():
         best, peer = (
             min((n for n in names if n in times), key=lambda n: times[n].median, default=None)
             for names in (ours, peers)
         )
         if best is not None and peer is not None:
-            row.setdefault("against", {})[peer] = (best, *ratio(times[best].blocks, times[peer].blocks))
+            row["against"][peer] = (best, *ratio(times[best].blocks, times[peer].blocks))
             middle, spread = row["against"][peer][1:]
             verdict = (
                 "faster" if middle + spread < 1 else "equal within the spread" if middle - spread <= 1 else "SLOWER"
@@ -285,6 +289,27 @@ def show_kernels(case: Case) -> None:
         counts = case.kernels.get(name, Counter())
         own = [f"{key.partition(':')[2]} {n}" for key, n in sorted(counts.items()) if key.startswith(f"{CONTRIB}:")]
         print(f"    kernels, {name}: {sum(counts.values())}; ONNX Runtime's own: {', '.join(own) or 'none'}")
+
+
+def summary(rows: list[dict[str, Any]]) -> str:
+    """Return a table in Markdown: time as a ratio to the best peer of each group, in the same run."""
+    lines = [
+        "| model | batch | kernels, export | kernels, burnish | best of ONNX Runtime | best of the others | drift |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for row in rows:
+        kernels = [str(row["kernels"].get(name, "-")) for name in ("export + ORT", "burnish ORT")]
+        against = []
+        for peers in _GROUPS.values():
+            found = next(((peer, each) for peer, each in row["against"].items() if peer in peers), None)
+            if found is None:
+                against.append("none ran")
+            else:
+                peer, (best, middle, spread) = found
+                against.append(f"{middle:.3f} +- {spread:.3f} ({best} / {peer})")
+        worst = max(row["drift"][name] for name in ("burnish ORT", "burnish OV") if name in row["drift"])
+        lines.append(f"| {row['model']} | {row['batch']} | {' | '.join([*kernels, *against])} | {worst:.0e} |")
+    return "\n".join(lines)
 
 
 def main() -> None:
@@ -304,6 +329,7 @@ def main() -> None:
         if any(each in case.name for each in chosen.filter.split(",")):
             without = {each for each in chosen.without.split(",") if each}
             rows += measure(case, [int(each) for each in chosen.batches.split(",")], chosen.blocks, without)
+    print(summary(rows))
     if chosen.json:
         Path(chosen.json).write_text(json.dumps(rows, default=lambda value: value.__dict__, indent=1))
 

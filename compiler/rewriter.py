@@ -151,7 +151,7 @@ class Rewriter:
         Args:
             anchor: the node to insert before.
             operator: an operator or its name.
-            args: positional arguments: nodes and literals.
+            args: positional arguments: literals, constants, and nodes that stand before the anchor.
             kwargs: keyword arguments.
             name: wanted display name; made unique. The anchor's name and the operator's by default.
             origins: nodes whose origins it inherits; by default the anchor.
@@ -163,6 +163,10 @@ class Rewriter:
             graph = anchor.graph
             with graph.inserting_before(anchor):
                 node = graph.call_function(target, args, kwargs or {})
+            for each in node.all_input_nodes:
+                # Where the node of a constant stands means nothing.
+                if each.op == "get_attr" and not each < node:
+                    node.prepend(each)
             short = operator_name(target).split(".")
             node.meta["name"] = self._table(graph).unique(name or f"{name_of(anchor)}.{short[min(1, len(short) - 1)]}")
             set_provenance(node, merged(list(origins) or [anchor], self._maker("insert")))

@@ -8,13 +8,14 @@ and embedding layers.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import fx
 
+from burnish.compiler.graphs import name_of
 from burnish.compiler.operators import arguments, find_operator
 from burnish.compiler.rewriter import Rewriter
 
@@ -92,22 +93,32 @@ class AffineLayer:
         return None if inside else "pads with zeros, which its shift would not reach"
 
     def with_constants(
-        self, rewriter: Rewriter, weight: torch.Tensor, bias: torch.Tensor, origins: Sequence[fx.Node]
+        self,
+        rewriter: Rewriter,
+        weight: torch.Tensor | None,
+        bias: torch.Tensor | None,
+        origins: Iterable[fx.Node],
+        source: fx.Node | None = None,
     ) -> fx.Node:
-        """Replace the layer by one with these constants and return it; it keeps its name and type.
+        """Replace the layer by one with other constants and return it; it keeps its place, its name and its type.
 
         Args:
             rewriter: makes the change.
-            weight: in the layer's own layout.
-            bias: [output channels].
+            weight: in the layer's own layout; None to keep the weight.
+            bias: [output channels]; None to keep the bias, or none where there is none.
             origins: the nodes whose work the new constants do.
+            source: the layer's new input; None to keep it.
         """
-        graph, name = self.node.graph, str(self.weight.target)
-        bias_name = str(self.bias.target) if self.bias is not None else _bias_name(name)
-        new_weight = rewriter.set_constant(graph, name, weight, [self.weight, *origins])
-        new_bias = rewriter.set_constant(graph, bias_name, bias, [self.bias or self.weight, *origins])
+        graph, origins = self.node.graph, list(origins)
+        new_weight, new_bias, name = self.weight, self.bias, _stem(self.weight, rewriter)
+        if weight is not None:
+            new_weight = rewriter.set_constant(graph, name, weight, [self.weight, *origins])
+        if bias is not None:
+            named = _stem(self.bias, rewriter) if self.bias is not None else _bias_name(name)
+            new_bias = rewriter.set_constant(graph, named, bias, [self.bias or self.weight, *origins])
         kwargs = {key: value for key, value in self.node.kwargs.items() if key not in ("input", "weight", "bias")}
-        args = (arguments(self.node)["input"], new_weight, new_bias, *self.node.args[3:])
+        args = (source or arguments(self.node)["input"], new_weight, new_bias, *self.node.args[3:])
+        args = args[:2] if args[2:] == (None,) else args
         new = rewriter.replace(self.node, self.node.target, args, kwargs, origins=origins, same_type=True)
         for each in (self.weight, self.bias):
             if each is not None and each.op == "get_attr" and not each.users:
@@ -121,3 +132,10 @@ def _all(value: Any, wanted: int) -> bool:
 
 def _bias_name(weight: str) -> str:
     return f"{weight.removesuffix('weight')}bias" if weight.endswith("weight") else f"{weight}.bias"
+
+
+def _stem(constant: fx.Node, rewriter: Rewriter) -> str:
+    """Return the name of a constant without the ordinal that an earlier rewrite gave it."""
+    name = name_of(constant)
+    stem, _, ordinal = name.rpartition("_")
+    return stem if ordinal.isdigit() and stem in rewriter.program.constants else name

@@ -15,7 +15,6 @@ kernel of every backend makes one.
 
 from __future__ import annotations
 
-from collections import Counter
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -38,6 +37,7 @@ from burnish.passes.canonical.batch_norms import (
     read_batch_norm,
     read_constant,
 )
+from burnish.passes.canonical.weights import in_several_graphs
 
 __all__ = ["FoldBatchNorm"]
 
@@ -59,7 +59,7 @@ class FoldBatchNorm(Pass):
 
     def run(self, program: Program, rewriter: Rewriter, context: Context) -> None:
         """See the module."""
-        folder = _Folder(program)
+        folder = _Folder()
         roots = tuple(find_operator(name) for name in BATCH_NORM_OPERATORS)
         rules = [Rule("fold-into-producer", roots, folder.behind), Rule("fold-into-consumers", roots, folder.before)]
         done = -1
@@ -87,15 +87,8 @@ class _Folder:
         reasons: for each batch norm the latest reason of each rule.
     """
 
-    def __init__(self, program: Program) -> None:
+    def __init__(self) -> None:
         self.reasons: dict[fx.Node, dict[str, str]] = {}
-        # In how many graphs a constant is used.
-        self.graphs = Counter(
-            str(node.target)
-            for _, graph in program.all_graphs()
-            for node in graph.find_nodes(op="get_attr")
-            if node.users
-        )
 
     def behind(self, node: fx.Node, rewriter: Rewriter) -> None:
         """Fold `node` into the layer that makes its input."""
@@ -176,7 +169,7 @@ class _Folder:
             bias = None if layer.bias is None else read_constant(layer.bias, "bias", rewriter)
         except Refusal as refusal:
             raise Refusal(f"{called} cannot be folded into: {refusal}") from None
-        if len(layer.weight.users) > 1 or self.graphs[str(layer.weight.target)] > 1:
+        if len(layer.weight.users) > 1 or in_several_graphs(layer.weight, rewriter):
             raise Refusal(f"the weight of {called} is shared with another operator")
         return weight, bias
 

@@ -22,8 +22,8 @@ from burnish.compiler.rewriter import Rewriter, rule
 from burnish.passes.canonical.affine_layers import AffineLayer
 from burnish.passes.canonical.batch_norms import Refusal, read_constant
 from burnish.passes.canonical.types import same_type
+from burnish.passes.canonical.weights import own_constant, rounded, single_user
 from burnish.passes.fusion.matching import addends, calls, erase_unused, only_user
-from burnish.passes.fusion.weights import own_constant, rebuilt, rounded, single_user
 
 __all__ = ["RULES"]
 
@@ -79,7 +79,7 @@ def linear_in_a_row(node: fx.Node, rewriter: Rewriter) -> None:
     except Refusal as refusal:
         rewriter.skip(node, str(refusal))
         return
-    rebuilt(rewriter, outer, new_weight, new_bias, [first, inner.weight], arguments(first)["input"])
+    outer.with_constants(rewriter, new_weight, new_bias, [first, inner.weight], arguments(first)["input"])
     erase_unused(rewriter, [first, inner.weight, inner.bias])
 
 
@@ -105,7 +105,7 @@ def _merge(group: list[AffineLayer], rewriter: Rewriter) -> None:
         sibling = next(left for left, right in addends(parent) if right is layer.node)
         rewriter.replace(parent, sibling)
     nodes = [layer.node for layer in others]
-    rebuilt(rewriter, base, new_weight, new_bias, nodes)
+    base.with_constants(rewriter, new_weight, new_bias, nodes)
     erase_unused(rewriter, nodes)
 
 

@@ -21,8 +21,8 @@ from burnish.compiler.operators import Operator, arguments, find_operator
 from burnish.compiler.rewriter import Rewriter, rule
 from burnish.passes.canonical.batch_norms import Refusal
 from burnish.passes.canonical.types import same_shape, same_type, tensor_of
+from burnish.passes.canonical.weights import described, single_user
 from burnish.passes.fusion.matching import calls, erase_unused
-from burnish.passes.fusion.weights import described, single_user
 
 __all__ = ["RULES"]
 

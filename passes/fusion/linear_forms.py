@@ -17,8 +17,8 @@ from burnish.compiler.operators import arguments, find_operator
 from burnish.compiler.rewriter import Rewriter, rule
 from burnish.passes.canonical.batch_norms import Refusal, read_constant
 from burnish.passes.canonical.types import is_number, same_shape, shape_of, tensor_of
+from burnish.passes.canonical.weights import described, in_several_graphs, single_user
 from burnish.passes.fusion.matching import calls, erase_unused
-from burnish.passes.fusion.weights import described, in_several_graphs, single_user
 
 __all__ = ["RULES"]
 

@@ -23,8 +23,8 @@ from burnish.compiler.operators import arguments, find_operator
 from burnish.compiler.rewriter import Rewriter, rule
 from burnish.passes.canonical.affine_layers import AffineLayer
 from burnish.passes.canonical.batch_norms import Refusal, read_constant
+from burnish.passes.canonical.weights import described, own_constant, single_user
 from burnish.passes.fusion.matching import calls, erase_unused
-from burnish.passes.fusion.weights import described, own_constant, single_user
 
 __all__ = ["RULES"]
 

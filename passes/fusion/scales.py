@@ -22,8 +22,8 @@ from burnish.compiler.rewriter import Rewriter, rule
 from burnish.passes.canonical.affine_layers import AffineLayer
 from burnish.passes.canonical.batch_norms import Refusal, read_constant
 from burnish.passes.canonical.types import same_shape, same_type, shape_of, tensor_of
+from burnish.passes.canonical.weights import WIDE, own_constant, rounded, single_user
 from burnish.passes.fusion.matching import calls, erase_unused
-from burnish.passes.fusion.weights import WIDE, own_constant, rebuilt, rounded, single_user
 
 __all__ = ["RULES"]
 
@@ -117,7 +117,7 @@ def scale_behind_layer(node: fx.Node, rewriter: Rewriter) -> None:
     except Refusal as refusal:
         rewriter.skip(node, str(refusal))
         return
-    new = rebuilt(rewriter, layer, weight, bias, affine.origins)
+    new = layer.with_constants(rewriter, weight, bias, affine.origins)
     rewriter.replace(node, views[0] if views else new)
     erase_unused(rewriter, affine.origins[1:])
 
@@ -151,7 +151,7 @@ def scale_before_layer(node: fx.Node, rewriter: Rewriter) -> None:
     except Refusal as refusal:
         rewriter.skip(node, str(refusal))
         return
-    rebuilt(rewriter, layer, new_weight, new_bias, affine.origins, affine.source)
+    layer.with_constants(rewriter, new_weight, new_bias, affine.origins, affine.source)
     erase_unused(rewriter, affine.origins)
 
 

@@ -23,8 +23,8 @@ from burnish.compiler.operators import arguments, operator_name
 from burnish.compiler.rewriter import Rewriter, rule
 from burnish.passes.canonical.batch_norms import Refusal
 from burnish.passes.canonical.types import same_shape, same_type, shape_of, tensor_of
+from burnish.passes.canonical.weights import WIDE
 from burnish.passes.fusion.matching import calls, erase_unused
-from burnish.passes.fusion.weights import WIDE
 
 __all__ = ["RULES"]
 
@@ -78,10 +78,6 @@ def residual_norm(node: fx.Node, rewriter: Rewriter) -> None:
         bias = layer["bias"]
         branch = rewriter.replace(branch, "aten.linear", (layer["input"], layer["weight"]), {}, same_type=True)
     parameters = [found[name] for name in ("weight", "bias") if name in found]
-    for each in parameters:
-        # Where the node of a constant stands means nothing; that of the operator is before all readers of the sum.
-        if each is not None and each.op == "get_attr" and not each < total:
-            total.prepend(each)
     args = (branch, skip, bias, found["normalized_shape"], *parameters, eps)
     fused = rewriter.insert(total, _FUSED[operator_name(node.target)], args, origins=[node, total], like=(node, total))
     rewriter.replace(node, operator.getitem, (fused, 0), {}, same_type=True)

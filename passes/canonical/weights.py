@@ -7,7 +7,6 @@ a weight that several operators read, of which a changed copy would be a second 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -15,12 +14,11 @@ import torch
 from torch import fx
 
 from burnish.compiler.graphs import name_of
-from burnish.compiler.operators import arguments, operator_name
+from burnish.compiler.operators import operator_name
 from burnish.compiler.rewriter import Rewriter
-from burnish.passes.canonical.affine_layers import AffineLayer
 from burnish.passes.canonical.batch_norms import Refusal, read_constant
 
-__all__ = ["WIDE", "described", "in_several_graphs", "own_constant", "rebuilt", "rounded", "single_user"]
+__all__ = ["WIDE", "described", "in_several_graphs", "own_constant", "rounded", "single_user"]
 
 WIDE = (torch.float32, torch.float64)
 """The dtypes in which rounding a weight anew keeps the contract of 1e-5."""
@@ -78,61 +76,9 @@ def rounded(value: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     return new
 
 
-def rebuilt(
-    rewriter: Rewriter,
-    layer: AffineLayer,
-    weight: torch.Tensor | None,
-    bias: torch.Tensor | None,
-    origins: Iterable[fx.Node],
-    source: fx.Node | None = None,
-) -> fx.Node:
-    """Replace a layer by one with other constants and return it; it keeps its place, its name and its type.
-
-    Args:
-        rewriter: makes the change.
-        layer: the layer.
-        weight: in the layer's own layout; None to keep the weight.
-        bias: [output channels]; None to keep the bias, or none where there is none.
-        origins: the nodes whose work the new constants do.
-        source: the layer's new input; None to keep it.
-    """
-    graph, name, given, origins = layer.node.graph, _stem(layer.weight, rewriter), arguments(layer.node), list(origins)
-    new_weight, new_bias = layer.weight, layer.bias
-    if weight is not None:
-        new_weight = rewriter.set_constant(graph, name, weight, [layer.weight, *origins])
-    if bias is not None:
-        named = _stem(layer.bias, rewriter) if layer.bias is not None else _bias_name(name)
-        new_bias = rewriter.set_constant(graph, named, bias, [layer.bias or layer.weight, *origins])
-    kwargs = {key: value for key, value in layer.node.kwargs.items() if key not in ("input", "weight", "bias")}
-    args = (source or given["input"], new_weight, new_bias, *layer.node.args[3:])
-    new = rewriter.replace(
-        layer.node,
-        layer.node.target,
-        args[:2] if args[2:] == (None,) else args,
-        kwargs,
-        origins=origins,
-        same_type=True,
-    )
-    for each in (layer.weight, layer.bias):
-        if each is not None and each.op == "get_attr" and not each.users:
-            rewriter.erase(each)
-    return new
-
-
 def described(node: fx.Node) -> str:
     """Return a node as reasons name it: operator and name."""
     return f"{operator_name(node.target)} %{name_of(node)}"
-
-
-def _stem(constant: fx.Node, rewriter: Rewriter) -> str:
-    """Return the name of a constant without the ordinal that an earlier rewrite gave it."""
-    name = name_of(constant)
-    stem, _, ordinal = name.rpartition("_")
-    return stem if ordinal.isdigit() and stem in rewriter.program.constants else name
-
-
-def _bias_name(weight: str) -> str:
-    return f"{weight.removesuffix('weight')}bias" if weight.endswith("weight") else f"{weight}.bias"
 
 
 def _graphs(rewriter: Rewriter) -> Counter[str]:
