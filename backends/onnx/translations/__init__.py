@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from burnish.backends.onnx.translations import attention, layers, norms, rotary
+from burnish.backends.onnx.translations import attention, layers, norms, quantized, rotary
 from burnish.backends.onnx.translations.builder import Builder
 from burnish.compiler.operators import find_operator
 
@@ -34,6 +34,10 @@ _FUNCTIONS: dict[str, Callable[..., Any]] = {
     "burnish.self_attention": attention.self_attention,
     "burnish.skip_layer_norm": norms.skip_layer_norm,
     "burnish.skip_rms_norm": norms.skip_rms_norm,
+    "quantized_decomposed.choose_qparams.tensor": quantized.choose_range,
+    "quantized_decomposed.dequantize_per_channel": quantized.dequantize_per_channel,
+    "quantized_decomposed.dequantize_per_tensor.tensor": quantized.dequantize_by_tensor,
+    "quantized_decomposed.quantize_per_tensor.tensor": quantized.quantize_by_tensor,
 }
 TRANSLATED = frozenset(find_operator(name) for name in _FUNCTIONS)
 """The operators that the exporter need not know, nor anybody decompose."""

@@ -77,6 +77,11 @@ class Builder:
         made = None if node is None or node.op_type != "Constant" else node.attributes.get("value")
         return None if made is None else made.as_tensor().numpy()
 
+    def is_dequantized(self, value: ir.Value) -> bool:
+        """Tell whether `value` comes from DequantizeLinear."""
+        node = value.producer()
+        return node is not None and node.op_type == "DequantizeLinear"
+
     def may_use_contrib(self, *values: ir.Value | None) -> bool:
         """Tell whether ONNX Runtime's own operators may be used on `values`: their CPU kernels are for float32."""
         return self.dialect == "ort" and all(

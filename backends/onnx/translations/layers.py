@@ -111,10 +111,20 @@ def quick_gelu(op: Builder, input: Any, alpha: float = 1.702) -> Any:
 
 def linear(op: Builder, input: Any, weight: Any, bias: Any = None) -> Any:
     """Input @ weight.T + bias: Gemm for a matrix, MatMul and Add for more dimensions."""
-    if len(input.shape) == 2:
+    if len(input.shape) == 2 and not op.is_dequantized(weight):
         return op("Gemm", input, weight, bias, transB=1)
-    y = op("MatMul", input, op("Transpose", weight, perm=[1, 0]))
+    y = op("MatMul", input, _transposed(op, weight))
     return y if bias is None else op("Add", y, bias)
+
+
+def _transposed(op: Builder, weight: Any) -> Any:
+    """Return the transposed weight [out, in]; of a quantized one the integers, so that what dequantizes comes last."""
+    if not op.is_dequantized(weight):
+        return op("Transpose", weight, perm=[1, 0])
+    node = weight.producer()
+    integers, *rest = node.inputs
+    axis = node.attributes["axis"].as_int()
+    return op("DequantizeLinear", op("Transpose", integers, perm=[1, 0]), *rest, axis=1 - axis)
 
 
 def activate(op: Builder, x: Any, activation: str, parameters: Sequence[float], dtype: Any) -> Any:

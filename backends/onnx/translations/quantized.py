@@ -1,0 +1,78 @@
+"""Quantize and dequantize, with numbers known now and with ranges found at run time.
+
+Not handled: ranges found at run time for other integers than all of uint8, for which ONNX has no operator.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import onnx_ir as ir
+
+from burnish.backends.onnx.translations.builder import Builder
+
+__all__ = ["choose_range", "dequantize_by_tensor", "dequantize_per_channel", "quantize_by_tensor"]
+
+
+def choose_range(op: Builder, input: Any, quant_min: int, quant_max: int, eps: float, dtype: int) -> tuple[Any, Any]:
+    """DynamicQuantizeLinear, whose integers `quantize_by_tensor` finds."""
+    if dtype != ir.DataType.UINT8 or (quant_min, quant_max) != (0, 255):
+        raise ValueError("ranges found at run time are for uint8 from 0 to 255 only")
+    _, scale, zero_point = op.several("DynamicQuantizeLinear", input, outputs=3)
+    # The types that PyTorch has for them; who reads them looks behind the casts.
+    return op("Cast", scale, to=ir.DataType.DOUBLE), op("Cast", zero_point, to=ir.DataType.INT64)
+
+
+def quantize_by_tensor(
+    op: Builder, input: Any, scale: Any, zero_point: Any, quant_min: int, quant_max: int, dtype: int
+) -> Any:
+    """QuantizeLinear, or the integers of DynamicQuantizeLinear."""
+    found = _chosen(scale)
+    if found is not None and found.inputs[0] is input:
+        return found.outputs[0]
+    scale, zero_point = op("Cast", scale, to=input.dtype), op("Cast", zero_point, to=dtype)
+    return op("QuantizeLinear", input, scale, zero_point)
+
+
+def dequantize_by_tensor(
+    op: Builder,
+    input: Any,
+    scale: Any,
+    zero_point: Any,
+    quant_min: int,
+    quant_max: int,
+    dtype: int,
+    *,
+    out_dtype: int | None = None,
+) -> Any:
+    """DequantizeLinear."""
+    found = _chosen(scale)
+    if found is not None:
+        scale, zero_point = found.outputs[1:]
+    else:
+        scale, zero_point = op("Cast", scale, to=out_dtype or ir.DataType.FLOAT), op("Cast", zero_point, to=dtype)
+    return op("DequantizeLinear", input, scale, zero_point)
+
+
+def dequantize_per_channel(
+    op: Builder,
+    input: Any,
+    scales: Any,
+    zero_points: Any,
+    axis: int,
+    quant_min: int,
+    quant_max: int,
+    dtype: int,
+    *,
+    out_dtype: int | None = None,
+) -> Any:
+    """DequantizeLinear along a dimension."""
+    zero_points = None if zero_points is None else op("Cast", zero_points, to=dtype)
+    return op("DequantizeLinear", input, scales, zero_points, axis=axis)
+
+
+def _chosen(scale: Any) -> Any:
+    """Return the DynamicQuantizeLinear that `scale` comes from; None where it comes from elsewhere."""
+    node = scale.producer()
+    node = node.inputs[0].producer() if node is not None and node.op_type == "Cast" else node
+    return node if node is not None and node.op_type == "DynamicQuantizeLinear" else None
