@@ -17,14 +17,15 @@ from typing import Any
 import torch
 
 import burnish
-from benchmarks.synthetic import stack
+from benchmarks.synthetic import stack, transformer
 from burnish import Context, Pipeline, Program
 from burnish.compiler.pipeline import run_pipeline
 from burnish.compiler.verify import verify
 
 SIZES = (1_000, 3_000, 10_000, 30_000, 100_000)
 PASSES = ("canonicalize", "fold-batch-norm", "fold-constants", "cse", "dce", "canonicalize,fuse")
-LIMIT = {"canonicalize": 60, "cse": 60, "dce": 60, "canonicalize,fuse": 100}
+_DEEP = "fuse, transformer"
+LIMIT = {"canonicalize": 60, "cse": 60, "dce": 60, "canonicalize,fuse": 100, _DEEP: 100}
 ROUNDS = 5
 
 
@@ -50,6 +51,10 @@ def microseconds_per_node(nodes: int) -> dict[str, float]:
     timed("verify 1", lambda: verify(parsed, 1))
     timed("verify 2", lambda: verify(parsed, 2))
     timed("cost", program.cost)
+    deep = transformer(nodes)
+    gc.collect()
+    _, records = run_pipeline(Pipeline.parse("fuse"), deep, Context(), verify=0)
+    found[_DEEP] = records[-1].seconds / deep.node_count() * 1e6
     return found
 
 

@@ -327,12 +327,12 @@ class Rewriter:
                 continue
             for each in table.get(node.target, ()):
                 before = self.rewrites
-                self._trying = each.name
+                # A rule counts as one rewrite from its first change on, and as none when it only looked.
+                self._trying = self._pending = each.name
                 try:
-                    with self._deferred(each.name):
-                        each.apply(node, self)
+                    each.apply(node, self)
                 finally:
-                    self._trying = None
+                    self._trying = self._pending = self._rule = None
                 if self.rewrites > before:
                     budget -= 1
                     if budget < 0:
@@ -346,16 +346,6 @@ class Rewriter:
                     break
 
     # -- bookkeeping --------------------------------------------------------------------------------------------
-
-    @contextlib.contextmanager
-    def _deferred(self, name: str) -> Iterator[None]:
-        # A rule counts as one rewrite from its first change on, and as none when it only looked.
-        self._pending = name
-        try:
-            yield
-        finally:
-            self._pending = None
-            self._rule = None
 
     @contextlib.contextmanager
     def _grouped(self, name: str) -> Iterator[None]:
