@@ -74,15 +74,14 @@ Layer = Callable[[Chain, str], str]
 
 
 def skip_norm(kind: str, *, rms: bool) -> Layer:
-    """A projection, its residual, and the norm of the sum."""
+    """A sum and its norm."""
 
     def layer(chain: Chain, x: str) -> str:
-        projected = chain("MatMul", x, chain.weight(chain.width, chain.width))
         scales = [chain.weight(chain.width) for _ in range(1 if rms else 2)]
         if kind == "skip":
             operator = "SkipSimplifiedLayerNormalization" if rms else "SkipLayerNormalization"
-            return str(chain(operator, projected, x, *scales, outputs=4, own=True, epsilon=1e-5)[0])
-        total = chain(kind, projected, x)
+            return str(chain(operator, x, x, *scales, outputs=4, own=True, epsilon=1e-5)[0])
+        total = chain(kind, x, x)
         return str(chain("SimplifiedLayerNormalization" if rms else "LayerNormalization", total, *scales, epsilon=1e-5))
 
     return layer

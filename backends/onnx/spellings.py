@@ -3,8 +3,8 @@
 A Pad of zeros before a MaxPool: Pad_Fusion (seen in 1.31) moves it into the pool, which pads with minus infinity. It
 leaves a Pad alone that names its axes, which means the same.
 
-An Add that only a LayerNormalization reads: SkipLayerNormFusion joins the two into a kernel that is 2.5 to 5 times as
-slow as both on the CPU (1.31, `python -m benchmarks.kernels`). It leaves a Sum alone.
+An Add that only a LayerNormalization reads: SkipLayerNormFusion joins the two into a kernel that takes more than twice
+as long as both on the CPU (1.31, `python -m benchmarks.kernels`). It leaves a Sum alone.
 
 The spellings are in the file, so that they also hold where others load it.
 """
