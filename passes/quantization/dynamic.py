@@ -34,7 +34,6 @@ from burnish.compiler.program import Program
 from burnish.compiler.rewriter import Rewriter
 from burnish.passes.canonical.batch_norms import Refusal, read_constant
 from burnish.passes.quantization.pairs import dequantized_constant, quantized_at_run_time
-from burnish.passes.quantization.schemes import INT8_PER_CHANNEL, UINT8, quantized
 
 __all__ = ["QuantizeDynamic"]
 
@@ -116,11 +115,11 @@ class _Quantizer:
         given = arguments(node)
         source = given["input"]
         if source not in self.inputs:
-            self.inputs[source] = quantized_at_run_time(rewriter, node, source, UINT8)
+            self.inputs[source] = quantized_at_run_time(rewriter, node, source)
         if weight not in self.weights:
             held = rewriter.constant(weight)
             assert held is not None
-            self.weights[weight] = dequantized_constant(rewriter, node, weight, quantized(held, INT8_PER_CHANNEL, 0))
+            self.weights[weight] = dequantized_constant(rewriter, node, weight, held)
         args = (self.inputs[source], self.weights[weight], *node.args[2:])
         rewriter.set_arguments(node, args, {k: v for k, v in node.kwargs.items() if k not in ("input", "weight")})
         if not weight.users:

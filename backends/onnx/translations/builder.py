@@ -78,9 +78,9 @@ class Builder:
         return None if made is None else made.as_tensor().numpy()
 
     def is_dequantized(self, value: ir.Value) -> bool:
-        """Tell whether `value` comes from DequantizeLinear."""
+        """Tell whether `value` comes from DequantizeLinear along a dimension."""
         node = value.producer()
-        return node is not None and node.op_type == "DequantizeLinear"
+        return node is not None and node.op_type == "DequantizeLinear" and "axis" in node.attributes
 
     def may_use_contrib(self, *values: ir.Value | None) -> bool:
         """Tell whether ONNX Runtime's own operators may be used on `values`: their CPU kernels are for float32."""
