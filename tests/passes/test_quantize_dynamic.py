@@ -103,6 +103,12 @@ def test_saved_program_and_standard_dialect(tmp_path: Path) -> None:
     assert Program.parse(compiled.program.print()).print() == compiled.program.print()
 
 
+def test_inputs_of_zeros_give_the_bias() -> None:
+    model = torch.nn.Linear(32, 32)
+    compiled = burnish.compile(model, "canonicalize,quantize-dynamic", inputs=(torch.randn(2, 32),), backend="onnx")
+    assert worst_drift([compiled(torch.zeros(3, 32))], [model.bias.detach().expand(3, -1)]) < 1e-6
+
+
 def test_keep_must_match() -> None:
     with pytest.raises(burnish.PassError, match=r"no layer matches 'tail': there are .*layers.0.linear2"):
         burnish.compile(_Encoder().eval(), _PASSES + "{keep=[tail]}", inputs=(torch.randn(2, 7, 64),), backend="onnx")
