@@ -47,7 +47,13 @@ class Backend(Protocol):
     name: ClassVar[str]
     suffix: ClassVar[str]
     """Ending of the files that its artifacts save and load, ".onnx" for one."""
-    target: ClassVar[Target]
+
+    def target(self, options: Mapping[str, Any]) -> Target:
+        """Return what passes may know of where the Program will run.
+
+        Raises:
+            OptionError: an option is unknown or has an unusable value.
+        """
 
     def default_passes(self, options: Mapping[str, Any]) -> Pipeline:
         """Return the pipeline that `compile(passes=None)` runs."""

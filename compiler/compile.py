@@ -199,7 +199,7 @@ class _Job:
             for text in Binding.of(captured).conditions
         ]
         context = Context(
-            target=self.backend.target,
+            target=self.backend.target(self.options),
             calibration=self.calibration,
             seed=self.seed,
             measure=self._measure,

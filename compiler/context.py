@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from burnish.compiler.errors import BackendError
+from burnish.compiler.integers import IntegerRules
 
 if TYPE_CHECKING:
     from burnish.compiler.program import Program
@@ -24,11 +25,13 @@ class Target:
         name: the backend's name.
         dtypes: element types that it computes in.
         device: where it runs.
+        integers: how quantized arithmetic must be written for it.
     """
 
     name: str = "eager"
     dtypes: frozenset[torch.dtype] = frozenset({torch.float32, torch.float64, torch.float16, torch.bfloat16})
     device: str = "cpu"
+    integers: IntegerRules = field(default_factory=IntegerRules)
 
 
 def _no_measure(program: Program) -> float:

@@ -238,6 +238,15 @@ class Rewriter:
             self._touch_users(node)
             self.changed = True
 
+    def redirect(self, user: fx.Node, old: fx.Node, new: fx.Node) -> None:
+        """Let `user`, an operator or the outputs, read `new` wherever it reads `old`, which has the same type."""
+        with self._grouped("redirect"):
+            user.replace_input_with(old, new)
+            if user.op == "call_function":
+                set_provenance(user, merged([user], self._maker("redirect")))
+                self._fresh.append(user)
+            self.changed = True
+
     def set_constant(self, graph: fx.Graph, name: str, value: torch.Tensor, origins: Iterable[fx.Node] = ()) -> fx.Node:
         """Return a node of `graph` for a new constant called `name`, made unique in the Program.
 

@@ -12,6 +12,7 @@ from burnish.backends.onnx.artifact import OnnxArtifact
 from burnish.backends.onnx.check import findings
 from burnish.backends.onnx.emit import lower
 from burnish.backends.onnx.files import load_model
+from burnish.backends.onnx.integer_rules import INTEGER_RULES
 from burnish.backends.onnx.model import DTYPES, model_of
 from burnish.backends.onnx.settings import DEFAULT_OPSETS, Settings
 from burnish.backends.onnx.simplify import simplified
@@ -34,9 +35,15 @@ class OnnxBackend:
 
     name: ClassVar[str] = "onnx"
     suffix: ClassVar[str] = ".onnx"
-    target: ClassVar[Target] = Target(
-        name="onnx", dtypes=frozenset(dtype for dtype in DTYPES.values() if dtype.is_floating_point), device="cpu"
-    )
+
+    def target(self, options: Mapping[str, Any]) -> Target:
+        """Return what passes may know of where the Program will run.
+
+        Raises:
+            OptionError: an option is unknown or has an unusable value.
+        """
+        floating = frozenset(dtype for dtype in DTYPES.values() if dtype.is_floating_point)
+        return Target(name=self.name, dtypes=floating, integers=INTEGER_RULES[Settings.parse(options).dialect])
 
     def default_passes(self, options: Mapping[str, Any]) -> Pipeline:
         """Return the passes that pay on ONNX Runtime.
@@ -66,7 +73,7 @@ class OnnxBackend:
             more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
             raise BackendError(f"the onnx backend cannot take {found[0]}{_place(program, found[0])}{more}")
         with torch.no_grad():
-            model = model_of(lower(program, settings.opset, settings.dialect), Binding.of(program), program.constants)
+            model = model_of(lower(program, settings.opset, settings.standard), Binding.of(program), program.constants)
         model.check()
         notes = [f"opset {settings.opset}, dialect {settings.dialect}"]
         model = simplified(model, program, settings, notes)

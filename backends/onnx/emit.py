@@ -59,13 +59,13 @@ class Lowered:
     numbers: dict[str, str]
 
 
-def lower(program: Program, opset: int, dialect: str) -> Lowered:
+def lower(program: Program, opset: int, standard: bool) -> Lowered:
     """Translate `program`; it is not changed.
 
     Args:
         program: what to translate.
         opset: version of the ONNX operator set.
-        dialect: "ort" where ONNX Runtime's own operators may be used, "standard" where not.
+        standard: no operators of ONNX Runtime's own.
 
     Raises:
         BackendError: names the node that could not be translated, its module and its source line.
@@ -75,20 +75,20 @@ def lower(program: Program, opset: int, dialect: str) -> Lowered:
         if decompose(exported, opset, program.fake_mode):
             # Nothing is left to decompose: spare the exporter its second trace of the whole model.
             vars(exported)["run_decompositions"] = lambda table=None: exported
-        model = _translate(program, exported, opset, dialect)
+        model = _translate(program, exported, opset, standard)
         _label(model)
         if model.functions:
             common.InlinePass()(model)
         _clean(model)
         keep_pads_before_pools(model.graph)
-        if dialect == "ort":
+        if not standard:
             keep_sums_before_norms(model.graph)
     outputs, state = _name_ends(model, program)
     _name_all(model, program)
     return Lowered(model, outputs, state, _numbers(program))
 
 
-def _translate(program: Program, exported: ExportedProgram, opset: int, dialect: str) -> ir.Model:
+def _translate(program: Program, exported: ExportedProgram, opset: int, standard: bool) -> ir.Model:
     try:
         result = torch.onnx.export(
             exported,
@@ -96,7 +96,7 @@ def _translate(program: Program, exported: ExportedProgram, opset: int, dialect:
             verbose=False,
             optimize=False,
             opset_version=opset,
-            custom_translation_table=table(opset, dialect, _constants(exported)),
+            custom_translation_table=table(opset, standard, _constants(exported)),
         )
     except Exception as error:
         raise BackendError(f"ONNX cannot express {_blame(program, error)}") from error

@@ -17,7 +17,7 @@ from burnish.compiler.options import check_options
 
 __all__ = ["DEFAULT_OPSETS", "Settings"]
 
-DEFAULT_OPSETS = {"ort": 23, "standard": 20}
+DEFAULT_OPSETS = {"ort": 23, "standard": 20, "openvino": 20, "tensorrt": 20}
 """By dialect: 20 has Gelu and is read everywhere; 23 has RMSNormalization, one kernel in ONNX Runtime."""
 
 _OPSETS = range(18, 24)
@@ -37,7 +37,8 @@ class Settings:
 
     Attributes:
         opset: version of the ONNX operator set, 18 to 23; by default the dialect's own (`DEFAULT_OPSETS`).
-        dialect: "ort" may use ONNX Runtime's own operators, "standard" runs anywhere; by default the runtime's.
+        dialect: whom the file is for: "ort" may use ONNX Runtime's own operators; "standard" runs anywhere, and so do
+            "openvino" and "tensorrt", which say where pairs of quantize and dequantize stand. By default the runtime's.
         simplify: run onnxsim: True, False, or "auto" (see `simplify.worthwhile`).
         threads: threads within an operator; 0 is the runtime's choice, one per core.
         runtime: what runs the graph, "onnxruntime" or "openvino".
@@ -57,6 +58,11 @@ class Settings:
     profile: str = ""
     graph_optimization: str = "all"
     session_options: Mapping[str, str | int | float]
+
+    @property
+    def standard(self) -> bool:
+        """Only operators of the standard, none of ONNX Runtime's own."""
+        return self.dialect != "ort"
 
     @staticmethod
     def parse(options: Mapping[str, Any]) -> Settings:
@@ -78,7 +84,7 @@ class Settings:
             "session_options": None,
         }
         found = check_options("onnx", options, defaults)
-        dialect = found["dialect"] or ("ort" if found["runtime"] == "onnxruntime" else "standard")
+        dialect = found["dialect"] or ("ort" if found["runtime"] == "onnxruntime" else "openvino")
         _require("dialect", dialect, dialect in DEFAULT_OPSETS, f"one of {', '.join(DEFAULT_OPSETS)}")
         opset = DEFAULT_OPSETS[dialect] if found["opset"] is None else found["opset"]
         _require("opset", opset, isinstance(opset, int) and opset in _OPSETS, "from 18 to 23")

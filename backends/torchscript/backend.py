@@ -41,7 +41,10 @@ class TorchScriptBackend:
 
     name: ClassVar[str] = "torchscript"
     suffix: ClassVar[str] = ".pt"
-    target: ClassVar[Target] = Target(name="torchscript")
+
+    def target(self, options: Mapping[str, Any]) -> Target:
+        """Return what passes may know of where the Program will run."""
+        return Target(name=self.name)
 
     def default_passes(self, options: Mapping[str, Any]) -> Pipeline:
         """Return the pipeline that `compile(passes=None)` runs."""

@@ -15,24 +15,21 @@ dtypes than float32; weights that are computed or updated by a run.
 
 from __future__ import annotations
 
-import operator
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from typing import ClassVar
 
-import torch
 from torch import fx
 
 from burnish.compiler.context import Context
-from burnish.compiler.errors import OptionError
 from burnish.compiler.facts import Fact
-from burnish.compiler.graphs import name_of
 from burnish.compiler.numerics import Lossy, Numerics
 from burnish.compiler.operators import arguments, find_operator
 from burnish.compiler.pass_base import Pass
 from burnish.compiler.program import Program
 from burnish.compiler.rewriter import Rewriter
-from burnish.passes.canonical.batch_norms import Refusal, read_constant
+from burnish.passes.canonical.batch_norms import Refusal
+from burnish.passes.quantization.apart import projection_apart
+from burnish.passes.quantization.keeping import Keeping, checked_weight
 from burnish.passes.quantization.pairs import dequantized_constant, quantized_at_run_time
 
 __all__ = ["QuantizeDynamic"]
@@ -48,7 +45,7 @@ class QuantizeDynamic(Pass):
     """Quantize linear layers: int8 weights, uint8 inputs over the range of each call.
 
     Attributes:
-        keep: patterns as in a shell, `*.head`, of nodes or weights that stay float.
+        keep: patterns as in a shell, `*.head`, of nodes, weights or modules that stay float.
     """
 
     name: ClassVar[str] = "quantize-dynamic"
@@ -62,56 +59,35 @@ class QuantizeDynamic(Pass):
         Raises:
             OptionError: a pattern of `keep` matches no layer; the message names some that there are.
         """
-        _Quantizer(rewriter, self.keep).run()
+        _Quantizer(rewriter, Keeping(self.name, self.keep)).run()
 
 
 class _Quantizer:
     """One run of the pass."""
 
-    def __init__(self, rewriter: Rewriter, keep: tuple[str, ...]) -> None:
+    def __init__(self, rewriter: Rewriter, keeping: Keeping) -> None:
         self.rewriter = rewriter
-        self.keep = keep
-        self.matched: set[str] = set()
+        self.keeping = keeping
         self.inputs: dict[fx.Node, fx.Node] = {}
         self.weights: dict[fx.Node, fx.Node] = {}
 
     def run(self) -> None:
-        rewriter, names = self.rewriter, []
+        rewriter = self.rewriter
         for node in rewriter.nodes(*_LAYERS, "burnish.self_attention"):
-            weight = arguments(node)["weight"]
-            names.append(name_of(node))
             try:
-                self._check(node, weight)
+                self.keeping.check(node)
+                checked_weight(node, _SMALLEST, rewriter)
             except Refusal as refusal:
                 rewriter.skip(node, str(refusal))
                 continue
             with rewriter.rewrite("quantize-dynamic"):
-                self._quantize(node, weight)
-        unknown = [pattern for pattern in self.keep if pattern not in self.matched]
-        if unknown:
-            some = ", ".join(names[:5]) or "none"
-            raise OptionError(f"pass 'quantize-dynamic': no layer matches {unknown[0]!r}: there are {some}")
-
-    def _check(self, node: fx.Node, weight: fx.Node) -> None:
-        """Raise Refusal where the layer stays float."""
-        found = [
-            pattern for pattern in self.keep if any(fnmatchcase(name_of(each), pattern) for each in (node, weight))
-        ]
-        self.matched |= set(found)
-        if found:
-            raise Refusal(f"it is to be kept: {found[0]!r}")
-        value = read_constant(weight, "weight", self.rewriter)
-        if value.dtype != torch.float32 or arguments(node)["input"].meta["val"].dtype != torch.float32:
-            raise Refusal(f"it computes in {str(value.dtype).removeprefix('torch.')}, not in float32")
-        if min(value.shape) < _SMALLEST:
-            raise Refusal(f"its weight, {list(value.shape)}, is too small for integers to pay")
-        if not bool(torch.isfinite(value).all()):
-            raise Refusal("its weight is not finite")
+                self._quantize(node, arguments(node)["weight"])
+        self.keeping.finish()
 
     def _quantize(self, node: fx.Node, weight: fx.Node) -> None:
         rewriter = self.rewriter
         if node.target is _SELF_ATTENTION:
-            node = self._apart(node)
+            node = projection_apart(node, rewriter)
         given = arguments(node)
         source = given["input"]
         if source not in self.inputs:
@@ -124,16 +100,3 @@ class _Quantizer:
         rewriter.set_arguments(node, args, {k: v for k, v in node.kwargs.items() if k not in ("input", "weight")})
         if not weight.users:
             rewriter.erase(weight)
-
-    def _apart(self, node: fx.Node) -> fx.Node:
-        """Replace self_attention by a linear layer, which is returned, and multi_head_attention."""
-        rewriter, given = self.rewriter, arguments(node)
-        heads, kv_heads = given["heads"], given["kv_heads"]
-        size = given["weight"].meta["val"].shape[0] // (heads + 2 * kv_heads)
-        layer = rewriter.insert(node, "aten.linear", (given["input"], given["weight"], given["bias"]))
-        sizes = [heads * size, kv_heads * size, kv_heads * size]
-        split = rewriter.insert(node, "aten.split_with_sizes", (layer, sizes, -1))
-        parts = [rewriter.insert(node, operator.getitem, (split, index)) for index in range(3)]
-        kwargs = {name: given[name] for name in ("heads", "kv_heads", "scale", "causal")}
-        rewriter.replace(node, "burnish.multi_head_attention", (*parts, given["mask"]), kwargs, same_type=True)
-        return layer

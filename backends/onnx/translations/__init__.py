@@ -36,20 +36,22 @@ _FUNCTIONS: dict[str, Callable[..., Any]] = {
     "burnish.skip_rms_norm": norms.skip_rms_norm,
     "quantized_decomposed.choose_qparams.tensor": quantized.choose_range,
     "quantized_decomposed.dequantize_per_channel": quantized.dequantize_per_channel,
+    "quantized_decomposed.dequantize_per_tensor": quantized.dequantize_per_tensor,
     "quantized_decomposed.dequantize_per_tensor.tensor": quantized.dequantize_by_tensor,
+    "quantized_decomposed.quantize_per_tensor": quantized.quantize_per_tensor,
     "quantized_decomposed.quantize_per_tensor.tensor": quantized.quantize_by_tensor,
 }
 TRANSLATED = frozenset(find_operator(name) for name in _FUNCTIONS)
 """The operators that the exporter need not know, nor anybody decompose."""
 
 
-def table(opset: int, dialect: str, constants: Mapping[str, torch.Tensor]) -> dict[Any, Callable[..., Any]]:
+def table(opset: int, standard: bool, constants: Mapping[str, torch.Tensor]) -> dict[Any, Callable[..., Any]]:
     """Return the `custom_translation_table` for torch.onnx.export.
 
     Args:
         opset: version of the ONNX operator set.
-        dialect: "ort" where ONNX Runtime's own operators may be used, "standard" where not.
+        standard: no operators of ONNX Runtime's own.
         constants: the Program's constants by the names of their graph inputs.
     """
-    builder = Builder(opset, dialect, constants)
+    builder = Builder(opset, standard, constants)
     return {find_operator(name): functools.partial(function, builder) for name, function in _FUNCTIONS.items()}

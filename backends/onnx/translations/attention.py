@@ -85,7 +85,7 @@ def multi_head_attention(
             return found.apply_merged(op, y, heads, width)
         if unmasked and size % 8 == 0 and size == width:
             return _grouped(op, query, key, value, heads, kv_heads, scale)
-    if scale > 0 and op.opset >= _SINCE and op.dialect == "standard":
+    if scale > 0 and op.opset >= _SINCE and op.standard:
         found = _Mask.of(op, mask, causal and not unmasked, query, key, 1)
         y = op(
             "Attention", query, key, value, found.full(op, query, key),

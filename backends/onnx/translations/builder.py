@@ -24,12 +24,12 @@ class Builder:
 
     Attributes:
         opset: version of the ONNX operator set.
-        dialect: "ort" where ONNX Runtime's own operators may be used, "standard" where not.
+        standard: no operators of ONNX Runtime's own.
         constants: the Program's constants by the names of their graph inputs.
     """
 
     opset: int
-    dialect: str
+    standard: bool
     constants: Mapping[str, torch.Tensor]
 
     def __call__(self, operator: str, *inputs: ir.Value | None, domain: str = "", **attributes: Any) -> Any:
@@ -84,6 +84,6 @@ class Builder:
 
     def may_use_contrib(self, *values: ir.Value | None) -> bool:
         """Tell whether ONNX Runtime's own operators may be used on `values`: their CPU kernels are for float32."""
-        return self.dialect == "ort" and all(
+        return not self.standard and all(
             value is None or value.dtype in (ir.DataType.FLOAT, ir.DataType.BOOL, ir.DataType.INT64) for value in values
         )

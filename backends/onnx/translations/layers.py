@@ -1,7 +1,7 @@
 """Convolutions, `burnish::conv_act`, `burnish::linear_act`, `burnish::quick_gelu`, means and sizes.
 
 ONNX Runtime joins Conv, a sum and most activations by itself when it loads a file, also in its blocked layout, so the
-standard operators are written for both dialects. Only x * sigmoid(a x) has an operator of ONNX Runtime's own.
+standard operators are written for all dialects. Only x * sigmoid(a x) has an operator of ONNX Runtime's own.
 """
 
 from __future__ import annotations
@@ -110,8 +110,11 @@ def quick_gelu(op: Builder, input: Any, alpha: float = 1.702) -> Any:
 
 
 def linear(op: Builder, input: Any, weight: Any, bias: Any = None) -> Any:
-    """Input @ weight.T + bias: Gemm for a matrix, MatMul and Add for more dimensions."""
-    if len(input.shape) == 2 and not op.is_dequantized(weight):
+    """Input @ weight.T + bias: Gemm for a matrix, MatMul and Add for more dimensions.
+
+    With a quantized weight Gemm has an integer kernel only where the bias is quantized too.
+    """
+    if len(input.shape) == 2 and (not op.is_dequantized(weight) or (bias is not None and op.is_dequantized(bias))):
         return op("Gemm", input, weight, bias, transB=1)
     y = op("MatMul", input, _transposed(op, weight))
     return y if bias is None else op("Add", y, bias)

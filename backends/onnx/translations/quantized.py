@@ -7,11 +7,19 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import onnx_ir as ir
 
 from burnish.backends.onnx.translations.builder import Builder
 
-__all__ = ["choose_range", "dequantize_by_tensor", "dequantize_per_channel", "quantize_by_tensor"]
+__all__ = [
+    "choose_range",
+    "dequantize_by_tensor",
+    "dequantize_per_channel",
+    "dequantize_per_tensor",
+    "quantize_by_tensor",
+    "quantize_per_tensor",
+]
 
 
 def choose_range(op: Builder, input: Any, quant_min: int, quant_max: int, eps: float, dtype: int) -> tuple[Any, Any]:
@@ -54,6 +62,30 @@ def dequantize_by_tensor(
     return op("DequantizeLinear", input, scale, zero_point)
 
 
+def quantize_per_tensor(
+    op: Builder, input: Any, scale: float, zero_point: int, quant_min: int, quant_max: int, dtype: int
+) -> Any:
+    """QuantizeLinear with numbers known now."""
+    _check_limits(quant_min, quant_max, dtype)
+    return op("QuantizeLinear", input, op.number(scale, input.dtype), op.number(zero_point, ir.DataType(dtype)))
+
+
+def dequantize_per_tensor(
+    op: Builder,
+    input: Any,
+    scale: float,
+    zero_point: int,
+    quant_min: int,
+    quant_max: int,
+    dtype: int,
+    *,
+    out_dtype: int | None = None,
+) -> Any:
+    """DequantizeLinear with numbers known now."""
+    kind = ir.DataType(out_dtype or ir.DataType.FLOAT)
+    return op("DequantizeLinear", input, op.number(scale, kind), op.number(zero_point, ir.DataType(dtype)))
+
+
 def dequantize_per_channel(
     op: Builder,
     input: Any,
@@ -69,6 +101,12 @@ def dequantize_per_channel(
     """DequantizeLinear along a dimension."""
     zero_points = None if zero_points is None else op("Cast", zero_points, to=dtype)
     return op("DequantizeLinear", input, scales, zero_points, axis=axis)
+
+
+def _check_limits(quant_min: int, quant_max: int, dtype: int) -> None:
+    limits = np.iinfo(ir.DataType(dtype).numpy())
+    if (quant_min, quant_max) != (limits.min, limits.max):
+        raise ValueError(f"QuantizeLinear uses all of {limits.dtype}, not {quant_min} to {quant_max} alone")
 
 
 def _chosen(scale: Any) -> Any:

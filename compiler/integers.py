@@ -1,0 +1,40 @@
+"""IntegerRules: how a runtime wants quantized arithmetic written, so that it uses its integer kernels."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+__all__ = ["IntegerRules"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class IntegerRules:
+    """Where pairs of quantize and dequantize must stand, and what they may hold. Weights are int8 and symmetric.
+
+    Attributes:
+        activations: dtype of quantized activations, uint8 or int8.
+        symmetric: activations have zero point 0.
+        results: a layer takes its integer kernel only where its result is quantized too; otherwise what it reads is
+            enough.
+        skip_only: of a sum of a layer and a shortcut only the shortcut is quantized, and the layer adds it itself;
+            otherwise both are.
+        operators: kinds of operators besides layers that have integer kernels: "add", "average-pool", "concat",
+            "leaky-relu", "mul", "sigmoid".
+        shared: kinds of which operands and result must have one scale.
+        smallest: layers with fewer input or output features stay float.
+    """
+
+    activations: torch.dtype = torch.uint8
+    symmetric: bool = False
+    results: bool = True
+    skip_only: bool = False
+    operators: frozenset[str] = frozenset({"add", "average-pool", "concat", "leaky-relu", "mul", "sigmoid"})
+    shared: frozenset[str] = frozenset()
+    smallest: int = 1
+
+    @property
+    def limits(self) -> tuple[int, int]:
+        """The lowest and the highest quantized activation."""
+        return (0, 255) if self.activations == torch.uint8 else (-128, 127)

@@ -1,0 +1,88 @@
+"""What an operator is to quantization: a layer, something with an integer kernel, or a rearrangement of its input.
+
+A rearrangement gives elements of its input and perhaps zeros, so what is quantized before it is quantized behind it.
+"""
+
+from __future__ import annotations
+
+import operator
+from typing import Any
+
+import torch
+from torch import fx
+
+from burnish.compiler.operators import arguments, find_operator
+from burnish.passes.canonical.types import tensor_of
+
+__all__ = ["CONVOLUTIONS", "LAYERS", "kind_of", "operands"]
+
+CONVOLUTIONS = ("aten.conv1d", "aten.conv2d", "aten.conv3d")
+LAYERS = (*CONVOLUTIONS, "aten.linear", "burnish.linear_act")
+"""Operators with a weight. Of `burnish.linear_act` residual and activation stay float."""
+
+_KINDS = {
+    **dict.fromkeys(CONVOLUTIONS, "convolution"),
+    "aten.linear": "linear",
+    "burnish.linear_act": "linear",
+    "aten.add.Tensor": "add",
+    "aten.mul.Tensor": "mul",
+    "aten.avg_pool2d": "average-pool",
+    "aten.adaptive_avg_pool2d": "average-pool",
+    "aten.mean.dim": "average-pool",
+    "aten.cat": "concat",
+    "aten.sigmoid": "sigmoid",
+    "aten.leaky_relu": "leaky-relu",
+    "aten.relu": "limit",
+    "aten.relu6": "limit",
+    "aten.clamp": "limit",
+    "aten.hardtanh": "limit",
+    **dict.fromkeys(
+        (
+            "aten.view", "aten.reshape", "aten.flatten.using_ints", "aten.permute", "aten.transpose.int",
+            "aten.squeeze", "aten.squeeze.dim", "aten.squeeze.dims", "aten.unsqueeze", "aten.slice.Tensor",
+            "aten.select.int", "aten.expand", "aten.clone", "aten.contiguous", "aten.chunk", "aten.split.Tensor", "aten.split_with_sizes",
+            "aten.max_pool1d", "aten.max_pool2d", "aten.max_pool3d", "aten.pad", "aten.constant_pad_nd",
+            "aten.channel_shuffle", "aten.pixel_shuffle", "aten.pixel_unshuffle",
+        ),
+        "rearrangement",
+    ),
+}  # fmt: skip
+_BY_TARGET: dict[Any, str] = {find_operator(name): kind for name, kind in _KINDS.items()} | {
+    operator.getitem: "rearrangement"
+}
+_MEAN = find_operator("aten.mean.dim")
+_ADAPTIVE = find_operator("aten.adaptive_avg_pool2d")
+_PADS = {find_operator("aten.pad"), find_operator("aten.constant_pad_nd")}
+
+
+def kind_of(node: fx.Node) -> str | None:
+    """Return the kind of an operator on float32 tensors; None where it has to compute in floats."""
+    kind = _BY_TARGET.get(node.target)
+    if kind is None or (kind != "rearrangement" and not _is_float(node)):
+        return None
+    given = arguments(node)
+    if kind in ("add", "mul"):
+        both = all(_is_float(each) and each.op != "get_attr" for each in (given["self"], given["other"]))
+        return kind if both and given.get("alpha", 1) == 1 else None
+    if node.target is _MEAN:
+        rank = given["self"].meta["val"].dim()
+        spatial = sorted(each % rank for each in given["dim"] or ()) == list(range(2, rank))
+        return kind if spatial and rank == 4 and given["keepdim"] else None
+    if node.target is _ADAPTIVE:
+        return kind if list(given["output_size"]) == [1, 1] else None
+    if node.target in _PADS:
+        zeros = given.get("mode", "constant") == "constant" and not given["value"]
+        return kind if zeros else None
+    return kind
+
+
+def operands(node: fx.Node) -> list[fx.Node]:
+    """Return the tensors that an operator of some kind computes with, without weight and bias."""
+    if kind_of(node) in ("convolution", "linear"):
+        return [arguments(node)["input"]]
+    return [each for each in node.all_input_nodes if isinstance(each.meta.get("val"), (torch.Tensor, tuple, list))]
+
+
+def _is_float(value: Any) -> bool:
+    found = tensor_of(value)
+    return found is not None and found.dtype == torch.float32

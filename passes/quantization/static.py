@@ -1,0 +1,268 @@
+"""quantize: layers, and what lies between them, in integers, with ranges taken from calibration data.
+
+1. Networks whose multiply-adds are mostly convolutions are quantized whole, additions, products and pools included;
+   in others only layers with constant weights are: there the rest is a small part of the time, and loses most accuracy.
+2. Fused layers are taken apart where pairs have to stand between their parts (see `apart`).
+3. Weights become int8, with a scale for every output (or one for all).
+4. Biases become int32 where the layer's result is quantized too.
+5. A value that is always zero over the data stays float, and with it what reads it.
+
+Where pairs stand is `context.target.integers`' business (see `plan`). Not handled: transposed convolutions, recurrent
+layers, products of two activations (attention), other dtypes than float32, weights that are computed or updated by a
+run.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+from torch import fx
+
+from burnish.compiler import interpreter
+from burnish.compiler.context import Context
+from burnish.compiler.errors import OptionError
+from burnish.compiler.facts import Fact
+from burnish.compiler.graphs import calls, name_of, placeholders
+from burnish.compiler.integers import IntegerRules
+from burnish.compiler.numerics import Lossy, Numerics
+from burnish.compiler.operators import arguments, find_operator
+from burnish.compiler.pass_base import Pass
+from burnish.compiler.program import Program
+from burnish.compiler.progress import working
+from burnish.compiler.rewriter import Rewriter
+from burnish.passes.canonical.batch_norms import Refusal
+from burnish.passes.quantization.apart import layer_apart, projection_apart, silu_apart
+from burnish.passes.quantization.calibration import calibration_inputs
+from burnish.passes.quantization.histograms import Histogram
+from burnish.passes.quantization.keeping import Keeping, checked_weight
+from burnish.passes.quantization.kinds import LAYERS, kind_of
+from burnish.passes.quantization.pairs import dequantized_bias, dequantized_constant, quantized
+from burnish.passes.quantization.plan import Plan, limited, source_of
+from burnish.passes.quantization.ranges import Observer, Parameters, covered, parameters
+
+__all__ = ["Quantize"]
+
+_CONV_ACT, _LINEAR_ACT = find_operator("burnish.conv_act"), find_operator("burnish.linear_act")
+_SELF_ATTENTION = find_operator("burnish.self_attention")
+_CANDIDATES = (*LAYERS, "burnish.conv_act", "burnish.self_attention")
+# Below this many inputs or outputs a product of matrices is too small to pay.
+_SMALLEST_LINEAR = 16
+
+
+@dataclass(frozen=True, kw_only=True)
+class Quantize(Pass):
+    """Quantize with calibration data: int8 weights, activations of 8 bits per tensor.
+
+    Attributes:
+        observer: how ranges are chosen from the data: min-max, moving-average, percentile, entropy or mse.
+        keep: patterns as in a shell, `*.head`, of nodes, weights or modules that stay float.
+        bits: of the weights, 2 to 8.
+        symmetric: activations with zero point 0; by default as the target wants them.
+        granularity: of the weights' scales: one for every output channel, or one for a whole tensor.
+        samples: how much of the data to use at the most.
+    """
+
+    name: ClassVar[str] = "quantize"
+    requires: ClassVar[frozenset[Fact]] = frozenset({Fact.CANONICAL})
+    numerics: ClassVar[Numerics] = Lossy()
+    observer: Observer = "mse"
+    keep: tuple[str, ...] = ()
+    bits: int = 8
+    symmetric: bool | None = None
+    granularity: Literal["channel", "tensor"] = "channel"
+    samples: int = 300
+
+    def run(self, program: Program, rewriter: Rewriter, context: Context) -> None:
+        """See the module.
+
+        Raises:
+            OptionError: an option has an unusable value, or a pattern of `keep` matches nothing.
+            InputError: there are no calibration data, or they do not fit.
+        """
+        if not 2 <= self.bits <= 8:
+            raise OptionError(f"pass 'quantize': option 'bits' must be from 2 to 8, but is {self.bits}")
+        if self.samples < 1:
+            raise OptionError(f"pass 'quantize': option 'samples' must be 1 or more, but is {self.samples}")
+        rules = context.target.integers
+        _Quantizer(self, program, rewriter, context, rules).run()
+
+
+class _Quantizer:
+    """One run of the pass."""
+
+    def __init__(
+        self, options: Quantize, program: Program, rewriter: Rewriter, context: Context, rules: IntegerRules
+    ) -> None:
+        self.options = options
+        self.program = program
+        self.rewriter = rewriter
+        self.context = context
+        self.rules = rules
+        self.keeping = Keeping(options.name, options.keep)
+        self.weights: dict[fx.Node, fx.Node] = {}
+
+    def run(self) -> None:
+        everything = _mostly_convolutions(self.program)
+        with self.rewriter.rewrite("quantize"):
+            layers = self._layers(everything)
+            never = self._never(layers)
+            self.keeping.finish()
+            graphs = [graph for _, graph in self.program.all_graphs()]
+            plan = Plan.of(graphs, layers, everything, self.rules, never)
+            if not plan.readers:
+                self.context.notes.append("quantize found nothing to quantize: there is no layer that it can take")
+                return
+            seen = self._observe(plan)
+            while True:
+                chosen = self._parameters(plan, seen)
+                refused = self._refused(plan, chosen, seen)
+                if not refused:
+                    break
+                layers, never = layers - refused, never | refused
+                plan = Plan.of(graphs, layers, everything, self.rules, never)
+            self._write(plan, chosen)
+
+    def _layers(self, everything: bool) -> set[fx.Node]:
+        """Return the layers to quantize, taken apart."""
+        rewriter, found = self.rewriter, set()
+        for node in rewriter.nodes(*_CANDIDATES):
+            given = arguments(node)
+            convolution = node.target is _CONV_ACT or kind_of(node) == "convolution"
+            try:
+                self.keeping.check(node)
+                if convolution and given.get("transposed", False):
+                    raise Refusal("no runtime has an integer kernel for transposed convolutions")
+                if convolution and not everything:
+                    raise Refusal("convolutions are a small part of this network: they stay float")
+                checked_weight(node, self.rules.smallest if convolution else _SMALLEST_LINEAR, rewriter)
+            except Refusal as refusal:
+                rewriter.skip(node, str(refusal))
+                continue
+            if node.target is _SELF_ATTENTION:
+                found.add(projection_apart(node, rewriter))
+            elif node.target is _CONV_ACT or (node.target is _LINEAR_ACT and everything):
+                found.add(layer_apart(node, rewriter))
+            else:
+                found.add(node)
+        if everything and {"sigmoid", "mul"} <= self.rules.operators:
+            for node in rewriter.nodes("aten.silu"):
+                if kind_of(source_of(arguments(node)["self"])[0]) is not None:
+                    silu_apart(node, rewriter)
+        return found
+
+    def _never(self, layers: set[fx.Node]) -> set[fx.Node]:
+        """Return the operators other than layers that the user keeps float."""
+        found = set()
+        for node in self.rewriter.nodes():
+            if node not in layers and kind_of(node) in self.rules.operators:
+                try:
+                    self.keeping.check(node)
+                except Refusal as refusal:
+                    self.rewriter.skip(node, str(refusal))
+                    found.add(node)
+        return found
+
+    def _observe(self, plan: Plan) -> dict[fx.Node, Histogram]:
+        """Run the Program on the calibration data."""
+        seen = {node: Histogram() for node in plan.readers}
+        inputs = [node for graph in self.program.graphs.values() for node in placeholders(graph) if node in seen]
+
+        def observe(node: fx.Node, value: object) -> None:
+            histogram = seen.get(node)
+            if histogram is not None and isinstance(value, torch.Tensor):
+                histogram.add(value)
+
+        options = self.options
+        with working("calibrating", self.context.progress):
+            for batch in calibration_inputs(self.program, self.context, options.samples, options.name):
+                for node in inputs:
+                    observe(node, batch.get(str(node.target)))
+                interpreter.run(self.program, batch, observe)
+        return seen
+
+    def _parameters(self, plan: Plan, seen: dict[fx.Node, Histogram]) -> dict[fx.Node, Parameters]:
+        """Return what quantizes each value that has a usable range."""
+        ranges = {}
+        for node in plan.readers:
+            found = covered(seen[node], self.options.observer, self.rules)
+            if found is not None:
+                ranges[node] = found
+        for group in plan.groups:
+            known = [ranges[each] for each in group if each in ranges]
+            if known:
+                widest = min(low for low, _ in known), max(high for _, high in known)
+                ranges.update(dict.fromkeys(group & ranges.keys(), widest))
+        return {node: parameters(*each, self.rules) for node, each in ranges.items()}
+
+    def _refused(self, plan: Plan, chosen: dict[fx.Node, Parameters], seen: dict[fx.Node, Histogram]) -> set[fx.Node]:
+        """Return the operators that read or give a value without usable range, and say why."""
+        found = set()
+        for node, values in plan.operators.items():
+            for value in values:
+                if value not in chosen:
+                    self.rewriter.skip(node, f"%{name_of(value)} {_trouble(seen[value])}")
+                    found.add(node)
+        return found
+
+    def _write(self, plan: Plan, chosen: dict[fx.Node, Parameters]) -> None:
+        rewriter = self.rewriter
+        for node in plan.operators:
+            if kind_of(node) in ("convolution", "linear"):
+                self._layer(node, plan, chosen)
+        for value, readers in plan.readers.items():
+            users = list(value.users) if value in plan.whole else list(readers)
+            new = quantized(rewriter, value, chosen[value])
+            for user in users:
+                rewriter.redirect(user, value, new)
+
+    def _layer(self, node: fx.Node, plan: Plan, chosen: dict[fx.Node, Parameters]) -> None:
+        """Quantize weight and bias."""
+        rewriter, options, given = self.rewriter, self.options, arguments(node)
+        weight, bias = given["weight"], given["bias"]
+        if weight not in self.weights:
+            held = rewriter.constant(weight)
+            assert held is not None
+            by_row = options.granularity == "channel"
+            self.weights[weight] = dequantized_constant(rewriter, node, weight, held, options.bits, by_row)
+        new = self.weights[weight]
+        rewriter.redirect(node, weight, new)
+        held = rewriter.constant(bias)
+        if held is not None and limited(node) in plan.readers:
+            scales = rewriter.constant(arguments(new)["scales"])
+            assert scales is not None
+            source, _ = source_of(given["input"])
+            wide = dequantized_bias(rewriter, node, bias, held, scales * chosen[source].scale)
+            if wide is None:
+                rewriter.skip(node, "its bias is too large for int32 at the scale of its sums: it stays float")
+            else:
+                rewriter.redirect(node, bias, wide)
+        for each in (weight, bias):
+            if isinstance(each, fx.Node) and not each.users:
+                rewriter.erase(each)
+
+
+def _mostly_convolutions(program: Program) -> bool:
+    """Tell whether convolutions have most of the multiply-adds of all layers."""
+    counts = {"convolution": 0.0, "linear": 0.0}
+    cost = program.cost().at_samples() if program.samples else program.cost()
+    figures = {(each.graph, each.name): each.figures.macs for each in cost.nodes}
+    for name, graph in program.all_graphs():
+        for node in calls(graph):
+            kind = (
+                "convolution"
+                if node.target is _CONV_ACT
+                else "linear"
+                if node.target is _SELF_ATTENTION
+                else kind_of(node)
+            )
+            if kind in counts:
+                counts[kind] += float(figures.get((name, name_of(node)), 0))
+    return counts["convolution"] > counts["linear"]
+
+
+def _trouble(seen: Histogram) -> str:
+    if not seen.finite:
+        return "is not finite on the calibration data"
+    return "is computed from nothing that the calibration data reach" if seen.is_empty else "is always zero"
