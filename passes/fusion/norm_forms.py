@@ -1,7 +1,7 @@
 """Spelled-out normalizations, read back: what is normalized, over which dimensions, with which eps.
 
 Read are x / sqrt(v + eps) and (x - mean(x)) / sqrt(v + eps), where the root may stand as sqrt, rsqrt or a power, v is a
-mean of squares or an operator's variance, and operands stand in any order.
+mean of squares or an operator's variance, and operands stand in any order. What is divided may have its weight already.
 
 Not handled: means without keepdim; means spelled as a sum times a number; norms by aten.linalg_vector_norm; a bound
 (clamp) where eps would be added; half precision that is cast to float32 for its mean square alone (T5 in bfloat16).
@@ -9,7 +9,7 @@ Not handled: means without keepdim; means spelled as a sum times a number; norms
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,12 +30,16 @@ _PAIRS = ("aten.var_mean.correction", "aten.var_mean.dim")
 
 @dataclass(frozen=True, slots=True)
 class Normalization:
-    """`source`, less its mean where `centered`, divided by the root of its mean square plus `eps`, all over `dims`."""
+    """`source`, less its mean where `centered`, divided by the root of its mean square plus `eps`, all over `dims`.
+
+    `weight` is the constant that it is multiplied by before the division, None where there is none.
+    """
 
     source: fx.Node
     dims: tuple[int, ...]
     eps: float
     centered: bool
+    weight: fx.Node | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +57,7 @@ def normalization(node: fx.Node, rewriter: Rewriter) -> Normalization | None:
     Raises:
         Refusal: it is one that the operators of norms do not compute.
     """
-    for top, radicand in _quotients(node, rewriter):
+    for top, radicand, weight in _weighted(_quotients(node, rewriter)):
         for variance, eps in _with_eps(radicand, rewriter):
             moment = _moment(variance)
             found = None if moment is None else _matched(top, moment)
@@ -64,7 +68,7 @@ def normalization(node: fx.Node, rewriter: Rewriter) -> Normalization | None:
             elif not eps > 0:
                 raise Refusal("it adds no eps to the variance")
             else:
-                return Normalization(*found, eps=eps, centered=found[0] is not top)
+                return Normalization(*found, eps=eps, centered=found[0] is not top, weight=weight)
     _refuse_eps_outside(node, rewriter)
     return None
 
@@ -87,6 +91,16 @@ def _quotients(node: fx.Node, rewriter: Rewriter) -> Iterator[tuple[fx.Node, Any
     if calls(node, "aten.div.Tensor"):
         found.append((node.args[0], _root(node.args[1], rewriter)))
     yield from ((top, radicand) for top, radicand in found if isinstance(top, fx.Node) and radicand is not None)
+
+
+def _weighted(quotients: Iterable[tuple[fx.Node, Any]]) -> Iterator[tuple[fx.Node, Any, fx.Node | None]]:
+    """Yield each (a, u), with the constant w for (w a, u); first those that are taken whole."""
+    found = list(quotients)
+    yield from ((top, radicand, None) for top, radicand in found)
+    for top, radicand in found:
+        for value, weight in factors(top):
+            if isinstance(value, fx.Node) and isinstance(weight, fx.Node) and weight.op == "get_attr":
+                yield value, radicand, weight
 
 
 def _root(value: Any, rewriter: Rewriter) -> Any:
@@ -201,12 +215,12 @@ def _refuse_difference(top: fx.Node, variance: Any) -> None:
 
 def _refuse_eps_outside(node: fx.Node, rewriter: Rewriter) -> None:
     """Raise Refusal where eps is added to the root."""
-    top: Any = node.args[0]
-    if not calls(node, "aten.div.Tensor") or not isinstance(top, fx.Node):
+    whole: Any = node.args[0]
+    if not calls(node, "aten.div.Tensor") or not isinstance(whole, fx.Node):
         return
-    divisor = node.args[1]
-    for deviation, eps in _with_eps(divisor, rewriter):
-        spread = calls(deviation, *_DEVIATIONS)
-        moment = _variance(deviation) if spread else _moment(_root(deviation, rewriter))
-        if moment is not None and _matched(top, moment) is not None:
-            raise Refusal("its eps is added outside the root" if eps else "it adds no eps to the variance")
+    for top, divisor, _ in _weighted([(whole, node.args[1])]):
+        for deviation, eps in _with_eps(divisor, rewriter):
+            spread = calls(deviation, *_DEVIATIONS)
+            moment = _variance(deviation) if spread else _moment(_root(deviation, rewriter))
+            if moment is not None and _matched(top, moment) is not None:
+                raise Refusal("its eps is added outside the root" if eps else "it adds no eps to the variance")

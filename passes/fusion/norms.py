@@ -113,19 +113,23 @@ def _replace_norm(node: fx.Node, found: Normalization, inner: list[fx.Node], rew
     fixed = all(isinstance(size, int) for size in sizes)
     spatial = found.centered and rank > 2 and dims == tuple(range(2, rank)) and isinstance(shape[1], int)
     parameters = (None, None, eps) if found.centered else (None, eps)
-    origins = [*inner]
+    args: tuple[Any, ...]
     if spatial and (rank > 3 or not fixed):
-        rewriter.replace(node, _GROUP, (x, shape[1], *parameters), {}, origins=origins, same_type=True)
+        form, args = _GROUP, (x, shape[1], *parameters)
     elif not fixed:
         raise Refusal("it normalizes over a dynamic size")
     elif dims == tuple(range(rank - len(dims), rank)):
-        rewriter.replace(node, form, (x, sizes, *parameters), {}, origins=origins, same_type=True)
+        args = (x, sizes, *parameters)
     elif dims == (1,):
         last = rewriter.insert(node, "aten.permute", (x, [0, *range(2, rank), 1]), origins=[node])
-        norm = rewriter.insert(node, form, (last, sizes, *parameters), origins=[node, *origins], like=last)
-        rewriter.replace(node, "aten.permute", (norm, [0, rank - 1, *range(1, rank - 1)]), {}, same_type=True)
+        norm = rewriter.insert(node, form, (last, sizes, *parameters), origins=[node, *inner], like=last)
+        form, args = "aten.permute", (norm, [0, rank - 1, *range(1, rank - 1)])
     else:
         raise Refusal(f"it normalizes over the dimensions {list(dims)}, which are not the last ones")
+    if found.weight is not None:
+        plain = rewriter.insert(node, form, args, origins=[node, *inner], like=node)
+        form, args = "aten.mul.Tensor", (plain, found.weight)
+    rewriter.replace(node, form, args, {}, origins=inner, same_type=True)
     erase_unused(rewriter, inner)
 
 

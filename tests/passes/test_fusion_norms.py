@@ -16,6 +16,7 @@ class Writer:
 
     def __init__(self, data: st.DataObject, dtype: str = "f32") -> None:
         self.data, self.dtype = data, dtype
+        self.weight_first: list[list[int]] = []  # shapes of a weight before the division; none where it is empty
         self.constants: list[str] = []
         self.lines: list[str] = []
 
@@ -54,6 +55,8 @@ class Writer:
         return self.line(f"mean.dim({x}, dim={dims}, keepdim=True)")
 
     def quotient(self, top: str, variance: str, eps: float) -> str:
+        if self.weight_first:
+            top = self.either("mul", top, self.parameter(self.weight_first))
         radicand = self.either("add", variance, self.number(eps))
         kind = self.draw("div", "reciprocal", "rsqrt", "power")
         if kind == "rsqrt":
@@ -97,6 +100,7 @@ def test_layer_norm(data: st.DataObject, dtype: str, eps: float, weight: bool, b
     writer = Writer(data, dtype)
     dims = writer.draw([2], [1, 2])
     shapes = [[8], [1, 8], [1, 1, 8]] if dims == [2] else [[5, 8], [1, 5, 8]]
+    writer.weight_first, weight = (shapes, False) if writer.draw(True, False) else ([], weight)
     result = writer.affine(writer.centered_norm("%x", dims, 3, eps), shapes, weight, bias)
     assert operators(fuse(writer.text(result, "B, 5, 8"))) == ["aten.layer_norm"]
 
@@ -106,7 +110,9 @@ def test_layer_norm(data: st.DataObject, dtype: str, eps: float, weight: bool, b
 def test_rms_norm(data: st.DataObject, dtype: str, eps: float, weight: bool) -> None:
     writer = Writer(data, dtype)
     mean = writer.mean(writer.square("%x"), writer.draw([-1], [2]))
-    result = writer.affine(writer.quotient("%x", mean, eps), [[8], [1, 8], [1, 1, 8]], weight, False)
+    shapes = [[8], [1, 8], [1, 1, 8]]
+    writer.weight_first, weight = (shapes, False) if writer.draw(True, False) else ([], weight)
+    result = writer.affine(writer.quotient("%x", mean, eps), shapes, weight, False)
     assert operators(fuse(writer.text(result, "B, S, 8"))) == ["aten.rms_norm"]
 
 
