@@ -77,8 +77,9 @@ def rounded(value: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
 
 
 def described(node: fx.Node) -> str:
-    """Return a node as reasons name it: operator and name."""
-    return f"{operator_name(node.target)} %{name_of(node)}"
+    """Return a node as reasons name it: by its operator, where it is one, and its name."""
+    name = f"%{name_of(node)}"
+    return f"{operator_name(node.target)} {name}" if node.op == "call_function" else name
 
 
 def _graphs(rewriter: Rewriter) -> Counter[str]:

@@ -35,8 +35,10 @@ from torch import fx
 from burnish.compiler.graphs import name_of
 from burnish.compiler.operators import arguments
 from burnish.compiler.rewriter import Rewriter, rule
+from burnish.passes.canonical.batch_norms import Refusal
 from burnish.passes.canonical.types import same_type, tensor_of
 from burnish.passes.fusion.algebra import PRODUCTS, Product, affine, close, polynomial, product
+from burnish.passes.fusion.interiors import own_interior
 from burnish.passes.fusion.matching import addends, calls, erase_unused, number_of
 
 __all__ = ["RULES"]
@@ -266,16 +268,10 @@ def _fuse(
         kind = str(value.dtype).removeprefix("torch.")
         rewriter.skip(node, f"it computes in {kind}, where {operator} rounds less often")
         return
-    inner, stack = {node: None}, [node]
-    while stack:
-        for each in stack.pop().all_input_nodes:
-            if each is not x and each.op == "call_function" and each not in inner:
-                inner[each] = None
-                stack.append(each)
-    del inner[node]
-    shared = [each for each in inner if any(user is not node and user not in inner for user in each.users)]
-    if shared:
-        rewriter.skip(node, f"%{name_of(shared[0])} has {len(shared[0].users)} users")
+    try:
+        inner = own_interior(node, x)
+    except Refusal as refusal:
+        rewriter.skip(node, str(refusal))
         return
     rewriter.replace(node, operator, (x, *args), kwargs, origins=inner, same_type=True)
     erase_unused(rewriter, inner)

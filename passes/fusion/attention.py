@@ -22,6 +22,7 @@ from torch import fx
 from burnish.compiler.operators import arguments
 from burnish.compiler.rewriter import Rewriter, rule
 from burnish.passes.canonical.types import same_shape, same_type, shape_of, tensor_of
+from burnish.passes.canonical.weights import described
 from burnish.passes.fusion.attention_layout import (
     Heads,
     View,
@@ -125,7 +126,8 @@ def _scores(found: _Weighting, rewriter: Rewriter) -> Scores:
         raise Refusal("its weights change their type")
     scores = trace(given["self"], rewriter)
     if scores is None:
-        raise Refusal("its softmax does not read a product of queries and keys that is scaled, masked or biased")
+        read = described(given["self"])
+        raise Refusal(f"its softmax reads {read}, no product of queries and keys that is scaled, masked or biased")
     return scores
 
 

@@ -21,7 +21,7 @@ from burnish.passes.canonical.batch_norms import Refusal
 from burnish.passes.canonical.types import tensor_of
 from burnish.passes.fusion.matching import addends, calls, factors, number_of
 
-__all__ = ["Normalization", "interior", "normalization"]
+__all__ = ["Normalization", "normalization"]
 
 _VARIANCES = ("aten.var.correction", "aten.var.dim")
 _DEVIATIONS = ("aten.std.correction", "aten.std.dim")
@@ -71,18 +71,6 @@ def normalization(node: fx.Node, rewriter: Rewriter) -> Normalization | None:
                 return Normalization(*found, eps=eps, centered=found[0] is not top, weight=weight)
     _refuse_eps_outside(node, rewriter)
     return None
-
-
-def interior(node: fx.Node, source: fx.Node) -> list[fx.Node]:
-    """Return what is computed between `source` and `node`, without both; `node` depends on it and constants alone."""
-    inner: dict[fx.Node, None] = {}
-    stack = [node]
-    while stack:
-        for each in stack.pop().all_input_nodes:
-            if each is not source and each.op == "call_function" and each not in inner:
-                inner[each] = None
-                stack.append(each)
-    return list(inner)
 
 
 def _quotients(node: fx.Node, rewriter: Rewriter) -> Iterator[tuple[fx.Node, Any]]:

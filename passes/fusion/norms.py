@@ -23,8 +23,9 @@ from burnish.compiler.operators import arguments, operator_name
 from burnish.compiler.rewriter import Rewriter, rule
 from burnish.passes.canonical.batch_norms import Refusal, read_constant
 from burnish.passes.canonical.types import same_shape, same_type, shape_of, tensor_of
+from burnish.passes.fusion.interiors import own_interior
 from burnish.passes.fusion.matching import addends, calls, erase_unused, factors
-from burnish.passes.fusion.norm_forms import Normalization, interior, normalization
+from burnish.passes.fusion.norm_forms import Normalization, normalization
 
 __all__ = ["RULES"]
 
@@ -43,12 +44,7 @@ def spelled_out_norm(node: fx.Node, rewriter: Rewriter) -> None:
         found = normalization(node, rewriter)
         if found is None:
             return
-        inner = interior(node, found.source)
-        for each in inner:
-            outside = [user for user in each.users if user is not node and user not in inner]
-            if outside:
-                raise Refusal(f"%{name_of(each)} has {len(each.users)} users")
-        _replace_norm(node, found, inner, rewriter)
+        _replace_norm(node, found, own_interior(node, found.source), rewriter)
     except Refusal as refusal:
         rewriter.skip(node, str(refusal))
 
