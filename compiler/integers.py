@@ -15,7 +15,7 @@ class IntegerRules:
 
     Attributes:
         activations: dtype of quantized activations, uint8 or int8.
-        symmetric: activations have zero point 0.
+        symmetric: activations have zero point 0, unsigned ones 0 or 128.
         results: a layer takes its integer kernel only where its result is quantized too; otherwise what it reads is
             enough.
         skip_only: of a sum of a layer and a shortcut only the shortcut is quantized, and the layer adds it itself;

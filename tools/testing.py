@@ -10,10 +10,11 @@
     =====
     skip fold-batch-norm %bn: the convolution has 2 users
 
-The last part has a line for every skip that the passes recorded, sorted, and is absent when there is none. The `#`
-lines that head a program's text (version, passes, facts) are left out of the expected part, and `# burnish 1` may be
-left out of the first. Files are written only while accepting: `set_accepting(True)`, or `pytest --accept` where
-conftest.py has wired that.
+A line `# backend: onnx{dialect=tensorrt}` after the two at the head runs the passes for that backend's target; passes
+that need calibration data get the random inputs that level 4 compares on. The last part has a line for every skip that
+the passes recorded, sorted, and is absent when there is none. The `#` lines that head a program's text (version,
+passes, facts) are left out of the expected part, and `# burnish 1` may be left out of the first. Files are written only
+while accepting: `set_accepting(True)`, or `pytest --accept` where conftest.py has wired that.
 
 Not handled: a program text with a line `=====`, which no printer makes.
 """
@@ -25,7 +26,8 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from burnish.compiler.context import Context
+from burnish.compiler.context import Context, Target
+from burnish.compiler.loading import parse_backend
 from burnish.compiler.pipeline import Pipeline, run_pipeline
 from burnish.compiler.program import Program
 
@@ -33,7 +35,7 @@ __all__ = ["GoldenError", "assert_golden", "check_case", "set_accepting"]
 
 _BAR = "====="
 _UNCHANGED = "unchanged"
-_DIRECTIVE = re.compile(r"# (about|run): *(.*\S) *$")
+_DIRECTIVE = re.compile(r"# (about|run|backend): *(.*\S) *$")
 _VERSION = "# burnish 1"
 
 
@@ -78,7 +80,8 @@ def check_case(path: str | Path) -> None:
     before = Program.parse(case.source if case.source.startswith(_VERSION) else f"{_VERSION}\n{case.source}")
     if not before.samples:
         raise GoldenError(f"{path}: the program has no input, so level 4 compares nothing: give it one")
-    after, records = run_pipeline(Pipeline.parse(case.pipeline), before, Context(), verify=4)
+    context = Context(target=case.target, calibration=[before.samples])
+    after, records = run_pipeline(Pipeline.parse(case.pipeline), before, context, verify=4)
     changed = any(record.changed for record in records)
     if changed and _body(after.print()) == _body(before.print()):
         raise GoldenError(f"{path}: the passes changed something that the text does not show")
@@ -90,10 +93,11 @@ def check_case(path: str | Path) -> None:
 
 @dataclass(frozen=True, slots=True)
 class _Case:
-    """A case taken apart: the `# about`/`# run` lines as written, the pipeline, and the program to start from."""
+    """A case taken apart: its `# name: value` lines as written, the pipeline, its target, and the program."""
 
     head: str
     pipeline: str
+    target: Target
     source: str
 
     @staticmethod
@@ -104,12 +108,16 @@ class _Case:
             if not (match := _DIRECTIVE.match(line)):
                 break
             found[match[1]] = match[2]
-        if set(found) != {"about", "run"}:
+        if found.keys() - {"backend"} != {"about", "run"}:
             raise GoldenError(f"{path}: a case starts with the lines `# about: ...` and `# run: <pipeline>`")
         end = next((index for index, line in enumerate(lines) if line.rstrip() == _BAR), len(lines))
         if end == len(lines) and not _STATE.accepting:
             raise GoldenError(f"{path}: no `{_BAR}` line and nothing expected after it. {_how_to_accept()}")
-        return _Case("".join(lines[: len(found)]), found["run"], "".join(lines[len(found) : end]))
+        target = Target()
+        if "backend" in found:
+            backend, options = parse_backend(found["backend"])
+            target = backend.target(options)
+        return _Case("".join(lines[: len(found)]), found["run"], target, "".join(lines[len(found) : end]))
 
 
 def _body(text: str) -> str:

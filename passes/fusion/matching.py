@@ -20,7 +20,13 @@ _MUL = {find_operator("aten.mul.Tensor"), find_operator("aten.mul.Scalar")}
 
 def calls(value: Any, *operators: str) -> bool:
     """Tell whether `value` is a node that calls one of `operators`."""
-    return isinstance(value, fx.Node) and any(value.target is find_operator(name) for name in operators)
+    if not isinstance(value, fx.Node):
+        return False
+    target = value.target
+    for name in operators:  # noqa: SIM110  rules ask this of every node, many times over
+        if target is find_operator(name):
+            return True
+    return False
 
 
 def only_user(node: fx.Node) -> fx.Node | None:

@@ -9,6 +9,7 @@ divide each other (reshape [4, 6] to [3, 8]).
 
 from __future__ import annotations
 
+import functools
 import operator
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -114,8 +115,10 @@ def size_of(size: int | torch.SymInt) -> Size:
 
 def size_of_dim(dim: Dim) -> Size:
     """Return the number of elements along `dim`."""
-    product: Size = 1
-    for atom in dim:
+    if not dim:
+        return 1
+    product = dim[0].size
+    for atom in dim[1:]:
         product = product * atom.size
     return product
 
@@ -243,6 +246,7 @@ def _squeezes_dynamic(node: fx.Node) -> bool:
     return any(not isinstance(sizes[dim], int) for dim in (dims if isinstance(dims, list | tuple) else [dims]))
 
 
+@functools.lru_cache(maxsize=4096)
 def _quotient(a: Size, b: Size) -> Size | None:
     """Return a / b where b divides a for all values of their symbols."""
     if b == 0 or a == 0:

@@ -31,6 +31,7 @@ from burnish.passes.canonical.batch_norms import Refusal
 from burnish.passes.quantization.apart import projection_apart
 from burnish.passes.quantization.keeping import Keeping, checked_weight
 from burnish.passes.quantization.pairs import dequantized_constant, quantized_at_run_time
+from burnish.passes.quantization.weights import quantized_rows, row_scales
 
 __all__ = ["QuantizeDynamic"]
 
@@ -95,7 +96,8 @@ class _Quantizer:
         if weight not in self.weights:
             held = rewriter.constant(weight)
             assert held is not None
-            self.weights[weight] = dequantized_constant(rewriter, node, weight, held)
+            scales = row_scales(held)
+            self.weights[weight] = dequantized_constant(rewriter, node, weight, quantized_rows(held, scales), scales)
         args = (self.inputs[source], self.weights[weight], *node.args[2:])
         rewriter.set_arguments(node, args, {k: v for k, v in node.kwargs.items() if k not in ("input", "weight")})
         if not weight.users:

@@ -1,7 +1,8 @@
 """What is known of a value over the calibration data: extremes, their moving average, and a histogram.
 
 The bins of a histogram are multiples of a power of two that doubles when the range outgrows them, so one pass over the
-data is enough, counts are never interpolated, and the order of the data does not matter.
+data is enough, counts are never interpolated, and the order of the data does not matter. Extremes are of all elements;
+of a large tensor an even part of them is counted.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import torch
 __all__ = ["Histogram"]
 
 _BINS = 4096
+_COUNTED = 2**16
 # The weight of a batch in the moving average, as in torch.ao's observers.
 _MOMENTUM = 0.01
 
@@ -25,7 +27,7 @@ class Histogram:
         high: the largest.
         smooth_low: the moving average of the batches' smallest elements.
         smooth_high: and of their largest.
-        zeros: number of elements that are exactly zero.
+        zeros: number of counted elements that are exactly zero.
         finite: no element was NaN or infinite; if one was, nothing else holds.
         exponent: bins are 2 ** exponent wide.
         first: bin 0 of `counts` starts at `first * 2 ** exponent`.
@@ -66,11 +68,14 @@ class Histogram:
         self.smooth_low += weight * (low - self.smooth_low)
         self.smooth_high += weight * (high - self.smooth_high)
         self.low, self.high = min(self.low, low), max(self.high, high)
-        self.zeros += int((flat == 0).sum())
+        # An odd step meets every channel and column of a tensor.
+        counted = flat[:: len(flat) // _COUNTED | 1]
+        others = counted[counted != 0]
+        self.zeros += len(counted) - len(others)
         if self.low == self.high == 0:
             return
         self._widen()
-        indices = (flat[flat != 0] * 2.0**-self.exponent).floor().long() - self.first
+        indices = (others * 2.0**-self.exponent).floor().long() - self.first
         self.counts += torch.bincount(indices, minlength=len(self.counts))
 
     def _widen(self) -> None:

@@ -36,19 +36,17 @@ _KINDS = {
     "aten.relu6": "limit",
     "aten.clamp": "limit",
     "aten.hardtanh": "limit",
-    **dict.fromkeys(
-        (
-            "aten.view", "aten.reshape", "aten.flatten.using_ints", "aten.permute", "aten.transpose.int",
-            "aten.squeeze", "aten.squeeze.dim", "aten.squeeze.dims", "aten.unsqueeze", "aten.slice.Tensor",
-            "aten.select.int", "aten.expand", "aten.clone", "aten.contiguous", "aten.chunk", "aten.split.Tensor", "aten.split_with_sizes",
-            "aten.max_pool1d", "aten.max_pool2d", "aten.max_pool3d", "aten.pad", "aten.constant_pad_nd",
-            "aten.channel_shuffle", "aten.pixel_shuffle", "aten.pixel_unshuffle",
-        ),
-        "rearrangement",
-    ),
-}  # fmt: skip
-_BY_TARGET: dict[Any, str] = {find_operator(name): kind for name, kind in _KINDS.items()} | {
-    operator.getitem: "rearrangement"
+}
+_REARRANGEMENTS = (
+    "aten.channel_shuffle", "aten.chunk", "aten.clone", "aten.constant_pad_nd", "aten.contiguous", "aten.expand",
+    "aten.flatten.using_ints", "aten.max_pool1d", "aten.max_pool2d", "aten.max_pool3d", "aten.pad", "aten.permute",
+    "aten.pixel_shuffle", "aten.pixel_unshuffle", "aten.reshape", "aten.select.int", "aten.slice.Tensor",
+    "aten.split.Tensor", "aten.split_with_sizes", "aten.squeeze", "aten.squeeze.dim", "aten.squeeze.dims",
+    "aten.transpose.int", "aten.unsqueeze", "aten.view",
+)  # fmt: skip
+_BY_TARGET: dict[Any, str] = {
+    **{find_operator(name): kind for name, kind in _KINDS.items()},
+    **{find_operator(name): "rearrangement" for name in _REARRANGEMENTS},
 }
 _MEAN = find_operator("aten.mean.dim")
 _ADAPTIVE = find_operator("aten.adaptive_avg_pool2d")
@@ -57,6 +55,8 @@ _PADS = {find_operator("aten.pad"), find_operator("aten.constant_pad_nd")}
 
 def kind_of(node: fx.Node) -> str | None:
     """Return the kind of an operator on float32 tensors; None where it has to compute in floats."""
+    if node.target is operator.getitem:
+        return _BY_TARGET.get(node.all_input_nodes[0].target)
     kind = _BY_TARGET.get(node.target)
     if kind is None or (kind != "rearrangement" and not _is_float(node)):
         return None

@@ -19,7 +19,6 @@ from torch import fx
 
 from burnish.compiler.graphs import calls
 from burnish.compiler.integers import IntegerRules
-from burnish.compiler.operators import arguments
 from burnish.passes.fusion.matching import only_user
 from burnish.passes.quantization.kinds import kind_of, operands
 

@@ -54,7 +54,10 @@ def parameters(low: float, high: float, rules: IntegerRules) -> Parameters:
     """Return the integers for a range that has zero in it and is not empty."""
     bottom, top = rules.limits
     if rules.symmetric:
-        return Parameters(_rounded(max(-low, high) / top), 0, bottom, top, rules.activations)
+        # Of unsigned integers the middle stands for zero, or the lowest where nothing is negative.
+        middle = (bottom + top + 1) // 2 if low < 0 else bottom
+        middle = 0 if bottom < 0 else middle
+        return Parameters(_rounded(max(-low, high) / (top - middle)), middle, bottom, top, rules.activations)
     scale = _rounded((high - low) / (top - bottom))
     zero_point = min(max(bottom + round(-low / scale), bottom), top)
     return Parameters(scale, zero_point, bottom, top, rules.activations)
@@ -137,8 +140,7 @@ def _clipped(seen: Histogram, magnitude: float) -> tuple[float, float]:
 
 
 def _step(low: float, high: float, rules: IntegerRules) -> float:
-    bottom, top = rules.limits
-    return max(-low, high) / top if rules.symmetric else (high - low) / (top - bottom)
+    return parameters(low, high, rules).scale
 
 
 def _rounded(scale: float) -> float:

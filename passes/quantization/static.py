@@ -14,7 +14,7 @@ run.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
 import torch
@@ -38,17 +38,35 @@ from burnish.passes.quantization.calibration import calibration_inputs
 from burnish.passes.quantization.histograms import Histogram
 from burnish.passes.quantization.keeping import Keeping, checked_weight
 from burnish.passes.quantization.kinds import LAYERS, kind_of
-from burnish.passes.quantization.pairs import dequantized_bias, dequantized_constant, quantized
+from burnish.passes.quantization.pairs import dequantized_constant, quantized
 from burnish.passes.quantization.plan import Plan, limited, source_of
 from burnish.passes.quantization.ranges import Observer, Parameters, covered, parameters
+from burnish.passes.quantization.weights import quantized_rows, row_scales
 
 __all__ = ["Quantize"]
 
 _CONV_ACT, _LINEAR_ACT = find_operator("burnish.conv_act"), find_operator("burnish.linear_act")
 _SELF_ATTENTION = find_operator("burnish.self_attention")
 _CANDIDATES = (*LAYERS, "burnish.conv_act", "burnish.self_attention")
+_TRANSPOSED = "no runtime has an integer kernel for transposed convolutions"
+_RECURRENT = "recurrent layers stay float: their errors would add up over the steps"
+_ACTIVATIONS = "both its operands are activations: products of these stay float"
+_FLOAT = {
+    "aten.conv_transpose1d": _TRANSPOSED,
+    "aten.conv_transpose2d.input": _TRANSPOSED,
+    "aten.conv_transpose3d.input": _TRANSPOSED,
+    "aten.lstm.input": _RECURRENT,
+    "aten.gru.input": _RECURRENT,
+    "aten.rnn_tanh.input": _RECURRENT,
+    "aten.rnn_relu.input": _RECURRENT,
+    "aten.matmul": _ACTIVATIONS,
+    "aten.bmm": _ACTIVATIONS,
+    "aten.scaled_dot_product_attention": _ACTIVATIONS,
+    "burnish.multi_head_attention": _ACTIVATIONS,
+}
 # Below this many inputs or outputs a product of matrices is too small to pay.
 _SMALLEST_LINEAR = 16
+_LARGEST_BIAS = 2.0**30
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,6 +104,8 @@ class Quantize(Pass):
         if self.samples < 1:
             raise OptionError(f"pass 'quantize': option 'samples' must be 1 or more, but is {self.samples}")
         rules = context.target.integers
+        if self.symmetric is not None:
+            rules = replace(rules, symmetric=self.symmetric)
         _Quantizer(self, program, rewriter, context, rules).run()
 
 
@@ -101,7 +121,7 @@ class _Quantizer:
         self.context = context
         self.rules = rules
         self.keeping = Keeping(options.name, options.keep)
-        self.weights: dict[fx.Node, fx.Node] = {}
+        self.weights: dict[tuple[fx.Node, tuple[float, ...]], fx.Node] = {}
 
     def run(self) -> None:
         everything = _mostly_convolutions(self.program)
@@ -127,13 +147,16 @@ class _Quantizer:
     def _layers(self, everything: bool) -> set[fx.Node]:
         """Return the layers to quantize, taken apart."""
         rewriter, found = self.rewriter, set()
+        for name, reason in _FLOAT.items():
+            for node in rewriter.nodes(name):
+                rewriter.skip(node, reason)
         for node in rewriter.nodes(*_CANDIDATES):
             given = arguments(node)
             convolution = node.target is _CONV_ACT or kind_of(node) == "convolution"
             try:
                 self.keeping.check(node)
                 if convolution and given.get("transposed", False):
-                    raise Refusal("no runtime has an integer kernel for transposed convolutions")
+                    raise Refusal(_TRANSPOSED)
                 if convolution and not everything:
                     raise Refusal("convolutions are a small part of this network: they stay float")
                 checked_weight(node, self.rules.smallest if convolution else _SMALLEST_LINEAR, rewriter)
@@ -200,10 +223,10 @@ class _Quantizer:
         """Return the operators that read or give a value without usable range, and say why."""
         found = set()
         for node, values in plan.operators.items():
-            for value in values:
-                if value not in chosen:
-                    self.rewriter.skip(node, f"%{name_of(value)} {_trouble(seen[value])}")
-                    found.add(node)
+            without = next((value for value in values if value not in chosen), None)
+            if without is not None:
+                self.rewriter.skip(node, f"%{name_of(without)} {_trouble(seen[without])}")
+                found.add(node)
         return found
 
     def _write(self, plan: Plan, chosen: dict[fx.Node, Parameters]) -> None:
@@ -221,26 +244,35 @@ class _Quantizer:
         """Quantize weight and bias."""
         rewriter, options, given = self.rewriter, self.options, arguments(node)
         weight, bias = given["weight"], given["bias"]
-        if weight not in self.weights:
-            held = rewriter.constant(weight)
-            assert held is not None
-            by_row = options.granularity == "channel"
-            self.weights[weight] = dequantized_constant(rewriter, node, weight, held, options.bits, by_row)
-        new = self.weights[weight]
-        rewriter.redirect(node, weight, new)
-        held = rewriter.constant(bias)
-        if held is not None and limited(node) in plan.readers:
-            scales = rewriter.constant(arguments(new)["scales"])
-            assert scales is not None
-            source, _ = source_of(given["input"])
-            wide = dequantized_bias(rewriter, node, bias, held, scales * chosen[source].scale)
-            if wide is None:
-                rewriter.skip(node, "its bias is too large for int32 at the scale of its sums: it stays float")
-            else:
-                rewriter.redirect(node, bias, wide)
+        source, _ = source_of(given["input"])
+        held, shift = rewriter.constant(weight), rewriter.constant(bias)
+        assert held is not None
+        scales = row_scales(held, options.bits, options.granularity == "channel")
+        # Integer kernels of convolutions and of products of two matrices add the bias to the sums; others give floats.
+        matrix = self.rules.results and given["input"].meta["val"].dim() == 2
+        inside = shift is not None and (matrix or limited(node) in plan.whole)
+        if shift is not None and inside:
+            scales = _wide_enough(scales, shift, chosen[source].scale)
+        key = (weight, tuple(scales.tolist()))
+        if key not in self.weights:
+            integers = quantized_rows(held, scales, options.bits)
+            self.weights[key] = dequantized_constant(rewriter, node, weight, integers, scales)
+        rewriter.redirect(node, weight, self.weights[key])
+        if shift is not None and inside:
+            products = scales * chosen[source].scale
+            sums = (shift.double() / products.double()).round().to(torch.int32)
+            rewriter.redirect(node, bias, dequantized_constant(rewriter, node, bias, sums, products))
         for each in (weight, bias):
             if isinstance(each, fx.Node) and not each.users:
                 rewriter.erase(each)
+
+
+def _wide_enough(scales: torch.Tensor, bias: torch.Tensor, step: float) -> torch.Tensor:
+    """Return the scales of a weight such that its bias fits into int32.
+
+    Where that changes one, the largest sum of the row is far below what the bias keeps of its own digits.
+    """
+    return torch.maximum(scales, (bias.double().abs() / (step * _LARGEST_BIAS)).float())
 
 
 def _mostly_convolutions(program: Program) -> bool:

@@ -8,25 +8,38 @@ from __future__ import annotations
 
 import torch
 
-__all__ = ["quantized_rows"]
+__all__ = ["quantized_rows", "row_scales"]
 
 # Scales below this one would overflow when they are inverted.
 _SMALLEST = 2.0**-100
 
 
-def quantized_rows(weight: torch.Tensor, bits: int = 8, by_row: bool = True) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the integers (int8, of the shape of `weight`) and the scales (float32, [N]) of a finite weight [N, ...].
+def row_scales(weight: torch.Tensor, bits: int = 8, by_row: bool = True) -> torch.Tensor:
+    """Return the scale of every row, float32 [N], of a finite weight [N, ...].
 
     Args:
         weight: what to quantize.
-        bits: integers reach from -(2 ** (bits - 1) - 1) to 2 ** (bits - 1) - 1.
-        by_row: a scale for every row; otherwise all have one.
+        bits: of the integers.
+        by_row: otherwise all rows have the largest of them.
     """
-    highest = 2 ** (bits - 1) - 1
-    wide = weight.double()
-    reach = wide.abs().flatten(1).amax(1)
-    scales = (reach if by_row else reach.max().expand_as(reach)) / highest
+    reach = weight.double().abs().flatten(1).amax(1)
+    scales = (reach if by_row else reach.max().expand_as(reach)) / _highest(bits)
     # A row of zeros needs some scale.
-    scales = torch.where(scales > _SMALLEST, scales, 1.0).float()
+    return torch.where(scales > _SMALLEST, scales, 1.0).float()
+
+
+def quantized_rows(weight: torch.Tensor, scales: torch.Tensor, bits: int = 8) -> torch.Tensor:
+    """Return the integers of a weight [N, ...], int8 of its shape, from -(2 ** (bits - 1) - 1) to 2 ** (bits - 1) - 1.
+
+    Args:
+        weight: what to quantize.
+        scales: [N].
+        bits: of the integers.
+    """
     divisors = scales.double().reshape(-1, *[1] * (weight.dim() - 1))
-    return (wide / divisors).round().clamp(-highest, highest).to(torch.int8), scales
+    highest = _highest(bits)
+    return (weight.double() / divisors).round().clamp(-highest, highest).to(torch.int8)
+
+
+def _highest(bits: int) -> int:
+    return int(2 ** (bits - 1)) - 1

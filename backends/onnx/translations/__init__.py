@@ -21,6 +21,7 @@ _FUNCTIONS: dict[str, Callable[..., Any]] = {
     "aten.conv1d": layers.convolution,
     "aten.conv2d": layers.convolution,
     "aten.conv3d": layers.convolution,
+    "aten.linear": layers.linear,
     "aten.mean.dim": layers.mean,
     "aten.rms_norm": norms.rms_norm,
     "aten.scaled_dot_product_attention": attention.scaled_dot_product_attention,

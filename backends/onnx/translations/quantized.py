@@ -98,8 +98,14 @@ def dequantize_per_channel(
     *,
     out_dtype: int | None = None,
 ) -> Any:
-    """DequantizeLinear along a dimension."""
-    zero_points = None if zero_points is None else op("Cast", zero_points, to=dtype)
+    """DequantizeLinear along a dimension.
+
+    ONNX Runtime's integer Gemm wants zero points, be they zeros; of int32 there are none.
+    """
+    if zero_points is not None:
+        zero_points = op("Cast", zero_points, to=dtype)
+    elif dtype != ir.DataType.INT32:
+        zero_points = op.filled(0, [int(size) for size in scales.shape], ir.DataType(dtype))
     return op("DequantizeLinear", input, scales, zero_points, axis=axis)
 
 
