@@ -117,6 +117,15 @@ def _register_results(model: torch.nn.Module, args: tuple[Any, ...], kwargs: dic
 
 def _explain(model: torch.nn.Module, export_error: Exception, trace_error: Exception) -> str:
     place = _place(model, export_error)
+    words = str(export_error)
+    # By its name: importing its module takes long, and only this needs it.
+    if type(export_error).__name__ == "UserError" and ("dynamic_shapes" in words or "Constraints violated" in words):
+        found = [line.strip().removeprefix("- ") for line in words.splitlines() if line.startswith("  - ")]
+        return (
+            f"cannot capture {type(model).__name__} with these dynamic_shapes\n"
+            f"  torch.export: {'; '.join(found) or _first_line(export_error)}\n"
+            "  remedy: by input, {dimension: torch.export.Dim.DYNAMIC}, or Dim(name, max=...) where sizes are bounded"
+        )
     return (
         f"cannot capture {type(model).__name__}{place}\n"
         f"  torch.export: {_first_line(export_error)}\n"

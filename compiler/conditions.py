@@ -3,7 +3,7 @@
 A model that branches on a size in Python is captured with the branch that the example took. The guard (`B <= 2`,
 `Mod(B, 2) == 0`, `B != S0`) is part of the signature: the text form prints it as `where`, and every call is held to it.
 
-Cases not handled: guards that are neither comparisons nor conjunctions of them; see `conditions_of`.
+Cases not handled: guards that are not made of comparisons by "and" and "or"; see `conditions_of`.
 """
 
 from __future__ import annotations
@@ -78,7 +78,8 @@ class Condition:
 def conditions_of(shape_env: ShapeEnv | None, symbols: set[sympy.Symbol]) -> tuple[Condition, ...]:
     """Return what must hold of `symbols`, the sizes of the inputs, besides their ranges.
 
-    Where a guard is no comparison, the sizes in it must be those of the example inputs.
+    Of alternatives the one that the example inputs satisfy is taken. Where a guard is no comparison, the sizes in it
+    must be those of the example inputs.
     """
     if shape_env is None:
         return ()
@@ -90,8 +91,13 @@ def conditions_of(shape_env: ShapeEnv | None, symbols: set[sympy.Symbol]) -> tup
             continue
         if isinstance(expression, sympy.And):
             pending[:0] = expression.args
+        elif isinstance(expression, sympy.Or):
+            sizes = {symbol: sympy.Integer(shape_env.size_hint(symbol)) for symbol in expression.free_symbols}
+            pending[:0] = [next(each for each in expression.args if each.xreplace(sizes) == sympy.true)]
         elif type(expression) in _NAMES:
-            found[Condition(expression.lhs, _NAMES[type(expression)], expression.rhs)] = None
+            left, relation, right = expression.lhs, _NAMES[type(expression)], expression.rhs
+            if relation != "==" or Condition(right, relation, left) not in found:
+                found[Condition(left, relation, right)] = None
         else:
             for symbol in sorted(expression.free_symbols, key=str):
                 found[Condition(symbol, "==", sympy.Integer(shape_env.size_hint(symbol)))] = None

@@ -91,6 +91,16 @@ def test_dynamic_shapes_are_passed_on():
         program(torch.randn(3, 9, 4))
 
 
+def test_dynamic_shapes_that_do_not_fit_are_named():
+    length = torch.export.Dim("length")
+    first_eight = Function(lambda linear, x: linear(x) + torch.zeros(8, 4)[: x.shape[1]])
+    x = torch.randn(2, 6, 4)
+    with pytest.raises(CaptureError, match=r"(?s)with these dynamic_shapes\n.*values of length.* min\(8.*remedy.*max="):
+        burnish.capture(first_eight, (x,), dynamic_shapes=(({1: length},),))
+    with pytest.raises(CaptureError, match=r"(?s)with these dynamic_shapes\n.*expected None, an int, a Dim"):
+        burnish.capture(first_eight, (x,), dynamic_shapes=(({1: "length"},),))
+
+
 def test_numbers_are_part_of_the_capture():
     program = check(Function(lambda linear, x, power: linear(x) ** power), (torch.randn(2, 4), 3))
     with pytest.raises(InputError, match="3"):

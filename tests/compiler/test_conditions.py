@@ -146,3 +146,26 @@ def test_the_one_size_that_a_condition_excludes(text: str, excluded: int | None)
     program = Program.parse(f"# burnish 1\nwhere {text}\ngraph main(%x: f32[B, 3], %y: f32[S0]) {BODY}")
     found = program.conditions[0].excluded_size()
     assert (found[1] if found is not None else None) == excluded
+
+
+class Positions(torch.nn.Module):
+    """Adds rows of a table that ends, which PyTorch guards by alternatives: as long as the input, or of size 1."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("table", torch.randn(1, 8, 4))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + self.table[:, : x.shape[1]].expand(x.shape[0], x.shape[1], -1)  # type: ignore[index]
+
+
+def test_alternatives_leave_the_one_that_was_taken() -> None:
+    model = Positions().eval()
+    shapes = {"x": {0: torch.export.Dim.DYNAMIC, 1: torch.export.Dim.DYNAMIC}}
+    program = burnish.capture(model, (torch.randn(2, 3, 4),), dynamic_shapes=shapes)
+    for length in (2, 5, 8):
+        x = torch.randn(3, length, 4)
+        assert torch.equal(program(x), model(x))
+    with pytest.raises(InputError, match="= 9"):
+        program(torch.randn(3, 9, 4))
+    assert len(program.conditions) == 1
