@@ -15,15 +15,10 @@ import torch
 
 import burnish
 from benchmarks.timing import interleave
-from benchmarks.trained import Trained, efficientnet_lite0, minilm
+from benchmarks.trained import Trained, call, efficientnet_lite0, minilm
 from burnish.compiler.numerics import worst_drift
 
 ALLOWED_DRIFT = 1e-4
-
-
-def call(model: Any, inputs: dict[str, torch.Tensor] | tuple[torch.Tensor, ...]) -> Any:
-    with torch.no_grad():
-        return model(**inputs) if isinstance(inputs, dict) else model(*inputs)
 
 
 def leaves(outputs: Any) -> list[Any]:
@@ -35,8 +30,9 @@ def show(trained: Trained) -> float:
     parameters = sum(each.numel() for each in trained.model.parameters())
     print(f"\n=== {trained.name}: {parameters / 1e6:.1f} M parameters, trained ===")
     expected = call(trained.model, trained.data)
+    task = trained.tasks[0]
     candidates: dict[str, Any] = {"eager PyTorch": lambda: call(trained.model, trained.one)}
-    rows = [("eager PyTorch", 0.0, trained.score(expected)[0])]
+    rows = [("eager PyTorch", 0.0, task.score(task.keep(trained.data, expected))[0])]
     worst = 0.0
     with tempfile.TemporaryDirectory() as folder:
         for backend, suffix in (("onnx", ".onnx"), ("torchscript", ".pt")):
@@ -51,11 +47,11 @@ def show(trained: Trained) -> float:
             actual = call(loaded, trained.data)
             found = worst_drift(leaves(actual), leaves(expected))
             worst = max(worst, found)
-            rows.append((f"burnish, {backend}", found, trained.score(actual)[0]))
+            rows.append((f"burnish, {backend}", found, task.score(task.keep(trained.data, actual))[0]))
             candidates[f"burnish, {backend}"] = lambda loaded=loaded: call(loaded, trained.one)
         timings = interleave(candidates)
-    error = trained.score(expected)[1]
-    print(f"\n{'on real inputs':22} {'drift':>8}  {'ms, batch 1':>11}  {'time / eager':>16}  {trained.metric}")
+    error = task.score(task.keep(trained.data, expected))[1]
+    print(f"\n{'on real inputs':22} {'drift':>8}  {'ms, batch 1':>11}  {'time / eager':>16}  {task.metric}")
     for name, found, score in rows:
         timing = timings[name]
         drift = f"{found:.1e}" if found else "-"
