@@ -67,7 +67,7 @@ def kind_of(node: fx.Node) -> str | None:
     if node.target is _MEAN:
         rank = given["self"].meta["val"].dim()
         spatial = sorted(each % rank for each in given["dim"] or ()) == list(range(2, rank))
-        return kind if spatial and rank == 4 and given["keepdim"] else None
+        return kind if spatial and rank == 4 else None
     if node.target is _ADAPTIVE:
         return kind if list(given["output_size"]) == [1, 1] else None
     if node.target in _PADS:

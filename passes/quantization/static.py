@@ -64,8 +64,8 @@ _FLOAT = {
     "aten.scaled_dot_product_attention": _ACTIVATIONS,
     "burnish.multi_head_attention": _ACTIVATIONS,
 }
-# Below this many inputs or outputs a product of matrices is too small to pay.
-_SMALLEST_LINEAR = 16
+# Between floats a product of matrices with fewer inputs or outputs is too small to pay.
+_SMALLEST = 16
 _LARGEST_BIAS = 2.0**30
 
 
@@ -159,7 +159,7 @@ class _Quantizer:
                     raise Refusal(_TRANSPOSED)
                 if convolution and not everything:
                     raise Refusal("convolutions are a small part of this network: they stay float")
-                checked_weight(node, self.rules.smallest if convolution else _SMALLEST_LINEAR, rewriter)
+                checked_weight(node, self.rules.smallest if everything else _SMALLEST, rewriter)
             except Refusal as refusal:
                 rewriter.skip(node, str(refusal))
                 continue

@@ -75,8 +75,9 @@ def mean(op: Builder, input: Any, dim: Sequence[int] | None, keepdim: bool = Fal
     rank = len(input.shape)
     axes = sorted(each % rank for each in dim) if dim else list(range(rank))
     x = input if dtype in (None, -1) else op("Cast", input, to=dtype)
-    if keepdim and rank in (4, 5) and axes == list(range(2, rank)):
-        return op("GlobalAveragePool", x)
+    if rank in (4, 5) and axes == list(range(2, rank)):
+        pooled = op("GlobalAveragePool", x)
+        return pooled if keepdim else op("Squeeze", pooled, op.integers(*axes))
     return op("ReduceMean", x, op.integers(*axes), keepdims=int(keepdim)) if rank else x
 
 

@@ -1,0 +1,227 @@
+"""quantize: integer arithmetic by hand, kernels that ONNX Runtime runs, and data that do not fit."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import onnx
+import onnxruntime
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+import burnish
+from burnish import Context, Pipeline, Program
+from burnish.compiler.numerics import worst_drift
+from burnish.compiler.pipeline import run_pipeline
+
+_PASSES = "canonicalize,fold-batch-norm,fold-constants,cse,dce,fuse,dce,quantize"
+
+
+def _data(shape: tuple[int, ...], count: int = 8) -> list[torch.Tensor]:
+    generator = torch.Generator().manual_seed(7)
+    return [torch.randn(shape, generator=generator) for _ in range(count)]
+
+
+class _Residual(nn.Module):
+    """A stem, a residual block with a depthwise convolution, squeeze-excitation, pools and a head."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.stem = nn.Sequential(nn.Conv2d(3, 16, 3, 2, 1), nn.BatchNorm2d(16), nn.ReLU6(), nn.MaxPool2d(2))
+        self.widen = nn.Sequential(nn.Conv2d(16, 32, 1), nn.BatchNorm2d(32), nn.SiLU())
+        self.depthwise = nn.Conv2d(32, 32, 3, 1, 1, groups=32)
+        self.squeeze = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Conv2d(32, 8, 1), nn.ReLU(), nn.Conv2d(8, 32, 1))
+        self.narrow = nn.Conv2d(32, 16, 1)
+        self.head = nn.Linear(16, 10)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.stem(x)
+        y = self.depthwise(self.widen(x))
+        y = self.narrow(y * torch.sigmoid(self.squeeze(y)))
+        return self.head(torch.relu(x + y).mean((2, 3)))
+
+
+@pytest.fixture(scope="module")
+def residual() -> tuple[nn.Module, Any]:
+    model = _Residual().eval()
+    data = _data((4, 3, 32, 32))
+    return model, burnish.compile(model, _PASSES, inputs=(data[0],), backend="onnx", calibration=data)
+
+
+def _kernels(path: Path) -> Counter[str]:
+    options = onnxruntime.SessionOptions()
+    options.optimized_model_filepath = str(path.with_suffix(".loaded.onnx"))
+    onnxruntime.InferenceSession(path, options)
+    return Counter(node.op_type for node in onnx.load(options.optimized_model_filepath).graph.node)
+
+
+def test_a_convolutional_network_runs_whole_in_integers(residual: tuple[nn.Module, Any], tmp_path: Path) -> None:
+    model, compiled = residual
+    compiled.save(tmp_path / "m.onnx")
+    kernels = _kernels(tmp_path / "m.onnx")
+    assert kernels["QLinearConv"] == 6
+    assert kernels["QLinearAdd"] == 1 and kernels["QLinearMul"] == 2 and kernels["QLinearSigmoid"] == 2
+    assert kernels["QGemm"] == 1
+    assert not any(kernels[name] for name in ("Conv", "Gemm", "MatMul", "Add", "Mul", "Sigmoid", "Relu", "Clip"))
+    for batch in (1, 5):
+        x = torch.randn(batch, 3, 32, 32)
+        with torch.no_grad():
+            assert worst_drift([compiled(x)], [model(x)]) < 0.1
+        # The lowering adds what one integer up or down makes.
+        assert worst_drift([compiled(x)], [compiled.program(x)]) < 0.03
+
+
+def test_other_dialects_and_the_saved_program(residual: tuple[nn.Module, Any], tmp_path: Path) -> None:
+    model, _ = residual
+    data = _data((4, 3, 32, 32))
+    for dialect in ("standard", "openvino", "tensorrt"):
+        compiled = burnish.compile(
+            model, _PASSES, inputs=(data[0],), backend=f"onnx{{dialect={dialect}}}", calibration=data
+        )
+        assert {node.domain for node in compiled.artifact.model.graph.graph.node} == {""}  # type: ignore[attr-defined]
+        with torch.no_grad():
+            assert worst_drift([compiled(data[1])], [model(data[1])]) < 0.1
+        compiled.program.save(tmp_path / "m.burnish")
+        assert worst_drift([Program.load(tmp_path / "m.burnish")(data[1])], [compiled.program(data[1])]) == 0
+        assert Program.parse(compiled.program.print()).print() == compiled.program.print()
+
+
+@settings(max_examples=15, deadline=None)
+@given(st.integers(1, 3), st.integers(1, 2), st.booleans(), st.floats(0.01, 100), st.floats(-2, 2))
+def test_a_convolution_is_integer_arithmetic(
+    kernel: int, stride: int, biased: bool, spread: float, shift: float
+) -> None:
+    """The result is what int32 sums give, scaled, rounded and clipped once."""
+    bias = "constant @b: f32[6]\n" if biased else ""
+    program = Program.parse(f"""# burnish 1
+# facts: canonical
+constant @w: f32[6, 4, {kernel}, {kernel}]
+{bias}graph main(%x: f32[B, 4, 9, 9]) {{
+  %y = aten.conv2d(%x, @w, {"@b" if biased else "None"}, [{stride}, {stride}])
+  return %y
+}}
+""")
+    x = torch.randn(3, 4, 9, 9, generator=torch.Generator().manual_seed(3)) * spread + shift
+    quantized = run_pipeline(Pipeline.parse("quantize"), program, Context(calibration=[x]), verify=3)[0]
+    numbers = {
+        str(node.name): [float(each) if isinstance(each, float) else each for each in node.args[1:3]]
+        for node in quantized.graphs["main"].nodes
+        if "quantize_per_tensor.default" in str(node.target) and "dequantize" not in str(node.target)
+    }
+    (scale, zero), (step, point) = numbers.values()
+    integers = ((x.double() / scale).round() + zero).clamp(0, 255) - zero
+    scales = quantized.constants["w.scales"].double()
+    sums = torch.nn.functional.conv2d(integers, quantized.constants["w.integers"].double(), stride=stride)
+    if biased:
+        sums = sums + quantized.constants["b.integers"].double().reshape(1, -1, 1, 1)
+    result = sums * (scale * scales).reshape(1, -1, 1, 1)
+    expected = ((result / step).round() + point).clamp(0, 255) - point
+    found = (quantized(x).double() / step).round()
+    # Half-way cases may fall to either side, of the input too.
+    assert float((found - expected).abs().max()) <= 2
+    assert float((found != expected).double().mean()) < 0.02
+
+
+def test_calibration_data_in_every_form() -> None:
+    model, items = nn.Sequential(nn.Conv2d(3, 16, 3), nn.ReLU()).eval(), _data((2, 3, 8, 8), 4)
+    forms: list[Any] = [
+        items,
+        [(each,) for each in items],
+        [{"input": each} for each in items],
+        [(each, torch.zeros(2)) for each in items],
+        (each for each in items),
+    ]
+    texts = {
+        burnish.compile(model, _PASSES, inputs=(items[0],), calibration=each, verify=0).program.print()
+        for each in forms
+    }
+    assert len(texts) == 1
+
+
+@pytest.mark.parametrize(
+    ("calibration", "message"),
+    [
+        (None, "needs calibration data: give calibration="),
+        ([], "calibration= is empty"),
+        (iter([]), "calibration= is empty"),
+        ([torch.zeros(2, 4, 8, 8)], "calibration item 0: input 'input' has size 4 in dimension 1"),
+        ([torch.zeros(2, 3, 8, 8), torch.zeros(3)], "calibration item 1: input 'input' must have 4 dimensions"),
+        ([torch.zeros(2, 3, 8, 8).double()], "calibration item 0: .*float32.*convert it"),
+        ([torch.full((2, 3, 8, 8), math.nan)], "calibration item 0: input 'input' holds NaN or infinity"),
+        (["picture.png"], "calibration item 0: input 'input' must be a tensor"),
+    ],
+)
+def test_bad_calibration_data(calibration: Any, message: str) -> None:
+    model = nn.Sequential(nn.Conv2d(3, 16, 3), nn.ReLU()).eval()
+    with pytest.raises(burnish.BurnishError, match=message):
+        burnish.compile(model, _PASSES, inputs=(torch.randn(2, 3, 8, 8),), calibration=calibration)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ("{bits=9}", "'bits' must be from 2 to 8"),
+        ("{samples=0}", "'samples' must be 1 or more"),
+        ("{observer=median}", "'observer' must be"),
+        ("{granularity=row}", "'granularity' must be"),
+        ("{keep=[tail]}", r"no layer matches 'tail': there are _1"),
+    ],
+)
+def test_bad_options(options: str, message: str) -> None:
+    model, items = nn.Sequential(nn.Conv2d(3, 16, 3), nn.ReLU()).eval(), _data((2, 3, 8, 8), 1)
+    with pytest.raises(burnish.BurnishError, match=message):
+        burnish.compile(model, _PASSES + options, inputs=(items[0],), calibration=items)
+
+
+def test_no_layer_is_a_stated_no_op() -> None:
+    compiled = burnish.compile(nn.ReLU(), _PASSES, inputs=(torch.randn(2, 3),), calibration=[torch.randn(2, 3)])
+    assert any("quantize found nothing to quantize" in note for note in compiled.report.notes)
+    assert "quantized_decomposed" not in compiled.program.print()
+
+
+def test_a_channel_of_zeros_and_a_constant_activation() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 16, 1), nn.Conv2d(16, 16, 1)).eval()
+    with torch.no_grad():
+        model[0].weight[3] = 0  # type: ignore[index,union-attr,operator]
+        model[0].weight[4:] = 0  # type: ignore[index,union-attr,operator]
+        model[0].weight[:3] = 0  # type: ignore[index,union-attr,operator]
+        model[0].bias[:] = 2.5  # type: ignore[index,union-attr,operator]
+    items = _data((2, 3, 4, 4), 2)
+    compiled = burnish.compile(model, _PASSES, inputs=(items[0],), calibration=items, backend="onnx")
+    with torch.no_grad():
+        assert worst_drift([compiled(items[1])], [model(items[1])]) < 0.02
+
+
+def test_large_biases_fit() -> None:
+    """A bias far beyond what its weights can give keeps its digits."""
+    model = nn.Conv2d(3, 4, 1).eval()
+    with torch.no_grad():
+        model.weight *= 1e-9
+        model.bias += torch.tensor([1.0, -2.0, 3.0, 100.0])
+    items = _data((2, 3, 4, 4), 2)
+    compiled = burnish.compile(model, _PASSES, inputs=(items[0],), calibration=items, backend="onnx")
+    with torch.no_grad():
+        assert worst_drift([compiled(items[1])], [model(items[1])]) < 0.005
+
+
+def test_samples_limit_the_data() -> None:
+    """Data behind the wanted samples are not read."""
+    model = nn.Sequential(nn.Conv2d(3, 16, 3), nn.ReLU()).eval()
+
+    def endless() -> Any:
+        for index in range(1000):
+            assert index < 3, "read on"
+            yield torch.randn(5, 3, 8, 8)
+
+    class _Data:
+        def __iter__(self) -> Any:
+            return endless()
+
+    burnish.compile(model, _PASSES + "{samples=11}", inputs=(torch.randn(2, 3, 8, 8),), calibration=_Data(), verify=0)
