@@ -132,7 +132,8 @@ def _calibration_pasts(folder: Path) -> list[np.ndarray]:
 
 
 def _stretched(series: np.ndarray, length: int) -> np.ndarray:
-    return np.interp(np.linspace(0, len(series) - 1, length), np.arange(len(series)), series)
+    found: np.ndarray = np.interp(np.linspace(0, len(series) - 1, length), np.arange(len(series)), series)
+    return found
 
 
 def _columns(path: Path) -> np.ndarray:
