@@ -74,7 +74,7 @@ def capture(
             flatten_signature(model, args, kwargs)
             exported, notes = export_widest(lambda shapes: _export(model, args, kwargs, shapes), model, args, kwargs)
         program = program_from_export(exported, notes=notes, samples=(args, kwargs), parameters=parameters)
-        program.conditions = without_harmless_conditions(program, lambda args, kwargs: model(*args, **kwargs))
+        program.conditions = without_harmless_conditions(program, lambda args, kwargs: _run(model, args, kwargs))
         return program
 
 
@@ -110,9 +110,14 @@ def _export(
 
 
 def _register_results(model: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
-    """Run the model once, on copies, to see which classes it returns."""
+    """Run the model once to see which classes it returns."""
+    return register_containers(_run(model, args, kwargs))
+
+
+def _run(model: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Run the model on copies of its buffers and its inputs, which it may write to."""
     buffers = {name: value.clone() for name, value in model.named_buffers()}
-    return register_containers(torch.func.functional_call(model, buffers, *copy.deepcopy((args, kwargs))))
+    return torch.func.functional_call(model, buffers, *copy.deepcopy((args, kwargs)))
 
 
 def _explain(model: torch.nn.Module, export_error: Exception, trace_error: Exception) -> str:

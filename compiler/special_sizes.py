@@ -33,7 +33,7 @@ def without_harmless_conditions(
 
     Args:
         program: captured from `model`, with its sample inputs.
-        model: runs the model on (args, kwargs); what it does to the model's state is undone by the caller.
+        model: runs the model on (args, kwargs), on copies of its state, which the Program shares.
     """
     return tuple(each for each in program.conditions if not _is_harmless(each, program, model))
 

@@ -258,6 +258,25 @@ def test_buffers_that_forward_updates():
     assert model.calls == 0
 
 
+def test_an_updated_buffer_neither_fixes_a_size_nor_changes():
+    class Shifted(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.linear = nn.Linear(4, 4)
+            self.register_buffer("shift", torch.zeros(4))
+
+        def forward(self, x):
+            self.shift.add_(1)
+            return self.linear(x) + self.shift
+
+    model = Shifted()
+    program = burnish.capture(model, (torch.randn(2, 3, 4),))
+    assert torch.equal(model.shift, torch.zeros(4))
+    x = torch.randn(1, 3, 4)
+    with torch.no_grad():
+        torch.testing.assert_close(program(x), model.linear(x) + 1)
+
+
 def test_parametrizations_and_hooks_are_part_of_the_graph():
     model = nn.Sequential(
         nn.utils.parametrizations.weight_norm(nn.Linear(4, 6)),
