@@ -1,5 +1,6 @@
 import gc
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from importlib.util import find_spec
 from typing import Any
 
 import onnx
@@ -14,6 +15,8 @@ from burnish.compiler.errors import BackendError, InputError, OptionError
 from tests.backends import onnx_models as models
 
 BATCHES = (1, 2, 3, 17)
+needs_openvino = pytest.mark.skipif(find_spec("openvino") is None, reason="openvino is not installed")
+in_both_runtimes = pytest.mark.parametrize("runtime", ["onnxruntime", pytest.param("openvino", marks=needs_openvino)])
 
 
 def emit(model: nn.Module, inputs: Any, **options: Any) -> OnnxArtifact:
@@ -41,10 +44,17 @@ def call(function: Any, inputs: Any) -> Any:
         return function(**inputs) if isinstance(inputs, Mapping) else function(*inputs)
 
 
+def check_batches(artifact: OnnxArtifact, model: nn.Module, inputs: Any) -> None:
+    for batch in BATCHES:
+        given = resized(inputs, batch)
+        assert_same(call(artifact, given), call(model, given))
+
+
 def image() -> tuple[torch.Tensor]:
     return (torch.randn(2, 3, 16, 16),)
 
 
+@in_both_runtimes
 @pytest.mark.parametrize(
     ("model", "inputs"),
     [
@@ -52,24 +62,23 @@ def image() -> tuple[torch.Tensor]:
         pytest.param(models.Lstm(), (torch.randn(2, 5, 4),), id="lstm"),
         pytest.param(models.Cond(), (torch.randn(2, 4),), id="cond"),
         pytest.param(models.EarlyExit(), (torch.randn(2, 4),), id="early-exit"),
-        pytest.param(models.Types(), models.types_inputs(), id="types"),
     ],
 )
-def test_results_are_the_models_at_every_batch_size(model: nn.Module, inputs: Any) -> None:
-    artifact = emit(model.eval(), inputs)
-    for batch in BATCHES:
-        given = resized(inputs, batch)
-        assert_same(call(artifact, given), call(model, given))
+def test_results_are_the_models_at_every_batch_size(model: nn.Module, inputs: Any, runtime: str) -> None:
+    check_batches(emit(model.eval(), inputs, runtime=runtime), model, inputs)
 
 
+def test_arithmetic_of_every_type() -> None:
+    model, inputs = models.Types().eval(), models.types_inputs()
+    check_batches(emit(model, inputs), model, inputs)
+
+
+@in_both_runtimes
 @pytest.mark.parametrize("make", [models.tiny_bert, models.tiny_llama, models.tiny_t5])
-def test_transformers_run_at_every_batch_size(make: Any) -> None:
+def test_transformers_run_at_every_batch_size(make: Callable[[], tuple[nn.Module, Any]], runtime: str) -> None:
     torch.manual_seed(0)
     model, inputs = make()
-    artifact = emit(model, inputs)
-    for batch in BATCHES:
-        given = resized(inputs, batch)
-        assert_same(call(artifact, given), call(model, given))
+    check_batches(emit(model.eval(), inputs, runtime=runtime), model, inputs)
 
 
 def test_both_branches_of_a_conditional_run() -> None:
@@ -88,9 +97,10 @@ def test_no_row_may_be_left() -> None:
     assert_same(emit(model, (torch.randn(2, 4),))(x), call(model, (x,)))
 
 
-def test_buffers_are_kept_between_calls_and_reset() -> None:
+@in_both_runtimes
+def test_buffers_are_kept_between_calls_and_reset(runtime: str) -> None:
     model = models.Counter().eval()
-    artifact = emit(model, (torch.randn(2, 4),))
+    artifact = emit(model, (torch.randn(2, 4),), runtime=runtime)
     xs = [torch.randn(batch, 4) for batch in (2, 3, 1)]
     expected = [call(model, (x,)).clone() for x in xs]
     for x, e in zip(xs, expected, strict=True):
@@ -99,10 +109,11 @@ def test_buffers_are_kept_between_calls_and_reset() -> None:
     assert_same(artifact(xs[0]), expected[0])
 
 
-def test_benchmark_and_profile_leave_the_state_alone() -> None:
+@in_both_runtimes
+def test_benchmark_and_profile_leave_the_state_alone(runtime: str) -> None:
     model = models.Counter().eval()
     x = torch.randn(2, 4)
-    artifact = emit(model, (x,))
+    artifact = emit(model, (x,), runtime=runtime)
     assert artifact.benchmark(seconds=0.01).calls > 0
     assert len(artifact.profile()) > 0
     assert_same(artifact(x), call(model, (x,)))

@@ -3,8 +3,6 @@ import os
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -21,42 +19,12 @@ from burnish.backends.onnx import OnnxArtifact, OnnxBackend, settings
 from burnish.backends.onnx.openvino_session import OpenVinoSession
 from burnish.compiler.errors import BackendError, FileFormatError, MissingDependencyError, OptionError
 from tests.backends import onnx_models as models
-from tests.backends.test_onnx import BATCHES, assert_same, call, image, resized
+from tests.backends.test_onnx import BATCHES, assert_same, call, image, needs_openvino
 from tests.backends.test_onnx import emit as emit_onnx
-
-needs_openvino = pytest.mark.skipif(find_spec("openvino") is None, reason="openvino is not installed")
 
 
 def emit(model: nn.Module, inputs: Any, **options: Any) -> OnnxArtifact:
     return emit_onnx(model.eval(), inputs, runtime="openvino", threads=1, **options)
-
-
-@needs_openvino
-@pytest.mark.parametrize(
-    ("model", "inputs"),
-    [
-        pytest.param(models.Cnn(), image(), id="cnn"),
-        pytest.param(models.Lstm(), (torch.randn(2, 5, 4),), id="lstm"),
-        pytest.param(models.Cond(), (torch.randn(2, 4),), id="cond"),
-        pytest.param(models.EarlyExit(), (torch.randn(2, 4),), id="early-exit"),
-    ],
-)
-def test_results_are_the_models_at_every_batch_size(model: nn.Module, inputs: Any) -> None:
-    artifact = emit(model, inputs)
-    for batch in BATCHES:
-        given = resized(inputs, batch)
-        assert_same(call(artifact, given), call(model, given))
-
-
-@needs_openvino
-@pytest.mark.parametrize("make", [models.tiny_bert, models.tiny_llama, models.tiny_t5])
-def test_transformers_run_at_every_batch_size(make: Callable[[], tuple[nn.Module, Any]]) -> None:
-    torch.manual_seed(0)
-    model, inputs = make()
-    artifact = emit(model, inputs)
-    for batch in BATCHES:
-        given = resized(inputs, batch)
-        assert_same(call(artifact, given), call(model, given))
 
 
 class _Same(nn.Module):
@@ -127,20 +95,6 @@ def test_scalars_and_inputs_that_are_not_contiguous() -> None:
     artifact = emit(Scaled(), (torch.randn(2, 3), torch.tensor(2.0)))
     given = (torch.randn(3, 5).t(), torch.tensor(3.0))
     assert_same(artifact(*given), call(Scaled(), given))
-
-
-@needs_openvino
-def test_buffers_are_kept_between_calls_and_reset() -> None:
-    model = models.Counter().eval()
-    artifact = emit(model, (torch.randn(2, 4),))
-    xs = [torch.randn(batch, 4) for batch in (2, 3, 1)]
-    expected = [call(model, (x,)).clone() for x in xs]
-    for x, e in zip(xs, expected, strict=True):
-        assert_same(artifact(x), e)
-    artifact.reset()
-    assert artifact.benchmark((xs[1],), seconds=0.01).calls > 0
-    assert len(artifact.profile((xs[1],))) > 0
-    assert_same(artifact(xs[0]), expected[0])
 
 
 @needs_openvino
