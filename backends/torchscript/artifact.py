@@ -1,5 +1,7 @@
 """A Program lowered to TorchScript: called like the model, saved as a `.pt` that plain `torch.jit.load` runs.
 
+Calls run the module with its layers packed for this processor, from the first call on; the file has them as they are.
+
 In the file `forward` takes the input leaves in the order of the model's flattened (args, kwargs), and returns the one
 output, or a tuple of the outputs, likewise flattened. The pytrees are in the extra file `burnish.json`.
 
@@ -8,6 +10,7 @@ Cases not handled: two threads that call an artifact with updated buffers at a t
 
 from __future__ import annotations
 
+import functools
 import os
 import tempfile
 from collections.abc import Callable, Mapping
@@ -18,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from burnish.backends.torchscript.jit import constant_storages, load_module, operator_count, save_module
+from burnish.backends.torchscript.kernels import packed_call, runs_packed
 from burnish.backends.torchscript.profiling import profile_calls
 from burnish.compiler import structure
 from burnish.compiler.atomic import atomic_path
@@ -118,13 +122,19 @@ class TorchScriptArtifact:
             InputError: an argument is missing, left over, or differs from capture in structure, dtype or static size.
         """
         values = self.convention.binding.bind(args, kwargs)
+        run = self._packed if runs_packed() else self.module
         with torch.no_grad():
-            result = self.module(*[values[name] for name in self.convention.inputs])
+            result = run(*[values[name] for name in self.convention.inputs])
         names = self.convention.outputs
         found = {names[0]: result} if len(names) == 1 else dict(zip(names, result or (), strict=True))
         found = {name: self._own(value) for name, value in found.items()}
         # An input that the model returns as it is, is no output of the graph.
         return self.convention.binding.result({**values, **found})
+
+    @functools.cached_property
+    def _packed(self) -> Callable[..., Any]:
+        # At the first call: who only saves needs no second copy of the weights.
+        return packed_call(self.module)
 
     def _own(self, value: Any) -> Any:
         # TorchScript hands out its constants themselves: who writes to a result must not reach the weights.

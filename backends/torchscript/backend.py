@@ -11,9 +11,12 @@ import re
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
+import torch
+
 from burnish.backends.torchscript.artifact import Convention, TorchScriptArtifact, load_artifact
 from burnish.backends.torchscript.fused import has_expression
 from burnish.backends.torchscript.jit import compile_source, freeze
+from burnish.backends.torchscript.layout import plan_layout
 from burnish.backends.torchscript.operators import refusal
 from burnish.backends.torchscript.source import Source, write_source
 from burnish.compiler.backend import Finding
@@ -78,9 +81,13 @@ class TorchScriptBackend:
             more = f"\n  and {len(findings) - _SHOWN_FINDINGS} more" if len(findings) > _SHOWN_FINDINGS else ""
             raise BackendError(f"the torchscript backend cannot take {len(findings)} nodes:{shown}{more}")
         program = inline_fused(program, has_expression)
-        source = write_source(program)
+        layout = plan_layout(program)
+        source = write_source(program, layout)
         # Copies, so that training the model further, or a call that updates a buffer, does not reach the other side.
-        tensors = {attribute: program.constants[name].detach().clone() for name, attribute in source.attributes.items()}
+        tensors = {
+            attribute: _copy(program.constants[name], name in layout.weights)
+            for name, attribute in source.attributes.items()
+        }
         try:
             module = compile_source(source.text, tensors)
         except RuntimeError as error:
@@ -103,6 +110,14 @@ class TorchScriptBackend:
         """
         check_options(self.name, options, _OPTIONS)
         return load_artifact(path)
+
+
+def _copy(constant: torch.Tensor, channels_last: bool) -> torch.Tensor:
+    if channels_last:
+        return constant.detach().clone(memory_format=torch.channels_last)
+    # The order in memory is also how a loaded module tells the weights that may be packed.
+    is_picture = constant.dim() == 4 and constant.is_contiguous(memory_format=torch.channels_last)
+    return constant.detach().clone(memory_format=torch.contiguous_format if is_picture else torch.preserve_format)
 
 
 def _explain(error: RuntimeError, source: Source) -> str:

@@ -3,9 +3,8 @@
 That is exact to the bit, runs on every libtorch, and spares a fresh allocation for each step. All other operators of
 the `burnish` namespace are inlined before.
 
-Not handled: a residual of another type than the result, and integers, which are inlined too. The fused kernels of
-oneDNN (`mkldnn::_convolution_pointwise`, `_linear_pointwise`) are left out: a libtorch without oneDNN cannot load a
-file that names them, and their relu and clamp turn NaN into a number.
+Not handled: a residual of another type than the result, and integers, which are inlined too. The kernels of oneDNN are
+no part of the source, for a libtorch without oneDNN cannot load a file that names them: see `kernels`.
 """
 
 from __future__ import annotations

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 
@@ -16,6 +17,8 @@ from burnish.compiler.profile import Profile, ProfileRow
 __all__ = ["profile_calls"]
 
 _PLACE = re.compile(r"\((\d+)\): forward$")
+# Makes an operand contiguous on the line of the node that reads it.
+_COPY = "aten::contiguous"
 _WARM_UP_CALLS = 3
 _CALLS = 10
 
@@ -46,9 +49,16 @@ def profile_calls(
         line = int(place.group(1))
         # Its own time only: the operators that it calls are on the same line.
         seconds[line] = seconds.get(line, 0.0) + event.self_cpu_time_total * 1e-6 / _CALLS
-        operators.setdefault(line, str(event.name))
+        if not _is_copy(event):
+            operators.setdefault(line, str(event.name))
     rows = []
     for line, total in seconds.items():
         node, module = lines.get(line, (f"line {line}", ""))
-        rows.append(ProfileRow(node, operators[line], module, total, flops.get(node, 0)))
+        rows.append(ProfileRow(node, operators.get(line, _COPY), module, total, flops.get(node, 0)))
     return Profile(rows)
+
+
+def _is_copy(event: Any) -> bool:
+    while event is not None and event.name != _COPY:
+        event = event.cpu_parent
+    return event is not None

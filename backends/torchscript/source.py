@@ -24,6 +24,7 @@ from torch import fx
 from torch._ops import OpOverload
 
 from burnish.backends.torchscript.fused import fused_expression, has_expression
+from burnish.backends.torchscript.layout import Layout
 from burnish.backends.torchscript.literals import UnwritableError, literal
 from burnish.backends.torchscript.operators import CONDITION, METHODS, SIZE_OPERATORS, size_expression
 from burnish.compiler.errors import BackendError
@@ -64,18 +65,19 @@ class Source:
     lines: Mapping[int, tuple[str, str]]
 
 
-def write_source(program: Program) -> Source:
-    """Write the source of `program`.
+def write_source(program: Program, layout: Layout) -> Source:
+    """Write the source of `program`, whose results lie in memory as `layout` says.
 
     Raises:
         BackendError: an argument has no form in TorchScript; names the node.
     """
-    return _Writer(program).write()
+    return _Writer(program, layout).write()
 
 
 class _Writer:
-    def __init__(self, program: Program) -> None:
+    def __init__(self, program: Program, layout: Layout) -> None:
         self.program = program
+        self.layout = layout
         self.mutable = program.mutable_constants()
         self.names = _Names(_RESERVED)
         self.attributes: dict[str, str] = {}
@@ -98,7 +100,8 @@ class _Writer:
             known = {node: values[str(node.target)] for node in placeholders(graph)}
             results = self._body(graph, known, "  ")
             # A result of its own: who writes to it must not reach a weight, or the caller's input.
-            own = {name: f"{known[node]}.clone()" if _is_alias(node) else known[node] for name, node in results.items()}
+            refer = self._reader(output_of(graph), known)
+            own = {name: f"{known[node]}.clone()" if _is_alias(node) else refer(node) for name, node in results.items()}
             values.update(own)
         outputs = self.program.signature.output_names
         result = ", ".join(values[name] for name in outputs)
@@ -130,7 +133,7 @@ class _Writer:
 
     def _call(self, node: fx.Node, known: dict[fx.Node, str], indent: str) -> None:
         target: Any = node.target
-        refer = known.__getitem__
+        refer = self._reader(node, known)
         if target is CONDITION:
             self._condition(node, known, indent)
         elif target in _HINTS:
@@ -192,19 +195,21 @@ class _Writer:
         operands = rest[0] if rest else node.kwargs.get("operands", ())
         assert isinstance(operands, (list, tuple))
         result = self.names.take(name_of(node))
-        test = f"bool({literal(predicate, '', known.__getitem__)})"
+        refer = self._reader(node, known)
+        test = f"bool({literal(predicate, '', refer)})"
         for head, branch in ((f"if {test}:", when_true), ("else:", when_false)):
             assert isinstance(branch, fx.Node)
             graph = self.program.branches[str(branch.target)]
             self.lines.append(f"{indent}{head}")
-            inner = {
-                each: literal(value, "", known.__getitem__)
-                for each, value in zip(placeholders(graph), operands, strict=True)
-            }
+            inner = {each: literal(value, "", refer) for each, value in zip(placeholders(graph), operands, strict=True)}
             values = self._body(graph, inner, indent + "  ")
-            parts = [literal(value, "", inner.__getitem__) for value in values]
+            parts = [literal(value, "", self._reader(output_of(graph), inner)) for value in values]
             self._line(node, f"{result} = ({', '.join(parts)},)", indent + "  ")
         known[node] = result
+
+    def _reader(self, node: fx.Node, known: Mapping[fx.Node, str]) -> Callable[[fx.Node], str]:
+        """Return the function that gives the expressions of what `node` reads."""
+        return lambda each: known[each] if self.layout.is_read_as_is(each, node) else f"{known[each]}.contiguous()"
 
     def _assign(self, node: fx.Node, text: str, known: dict[fx.Node, str], indent: str) -> None:
         known[node] = self.names.take(name_of(node))
