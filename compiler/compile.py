@@ -56,7 +56,8 @@ def compile_model(
     Args:
         model: an `nn.Module` (left untouched), an `ExportedProgram`, a `Program`, or the path of a saved Program
             (`.burnish`) or ExportedProgram (`.pt2`).
-        passes: pass objects and pipeline text; the backend's default pipeline when None.
+        passes: pass objects and pipeline text, in which `default` stands for the backend's own passes,
+            `"default,quantize"`; these alone when None.
         inputs: example inputs, a tuple or a dict by name. Left out, a module is captured at its first call.
         dynamic_shapes: as in `torch.export.export`; by default dimension 0 of every tensor input is dynamic.
         backend: a backend's name, with options in braces where wanted: `"onnx{threads=2}"`.
@@ -70,7 +71,8 @@ def compile_model(
         VerificationError: the artifact's outputs are not the model's, and no pass in the pipeline is lossy.
     """
     chosen, options = parse_backend(backend)
-    pipeline = chosen.default_passes(options) if passes is None else Pipeline.of(passes)
+    default = chosen.default_passes(options)
+    pipeline = default if passes is None else Pipeline.of(passes, default)
     opened = open_model(model)
     pipeline.check(opened.facts if isinstance(opened, Program) else frozenset())
     if not isinstance(verify, int) or isinstance(verify, bool) or not 0 <= verify <= 4:

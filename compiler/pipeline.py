@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 from burnish.compiler import verify as verifier
+from burnish.compiler.collector import rare_collections
 from burnish.compiler.context import Context
 from burnish.compiler.errors import OptionError, PassError, PipelineError, VerificationError
 from burnish.compiler.facts import Fact
@@ -68,34 +69,39 @@ class Pipeline:
 
     Args:
         passes: pass objects and pipeline texts, in order.
+        default: what the word `default` stands for in a text.
     """
 
-    def __init__(self, passes: Iterable[Pass | str] = ()) -> None:
+    def __init__(self, passes: Iterable[Pass | str] = (), default: Pipeline | None = None) -> None:
         self.passes: tuple[Pass, ...] = tuple(
             each
             for part in passes
-            for each in (Pipeline.parse(part).passes if isinstance(part, str) else (_as_pass(part),))
+            for each in (Pipeline.parse(part, default).passes if isinstance(part, str) else (_as_pass(part),))
         )
 
     @staticmethod
-    def parse(text: str) -> Pipeline:
+    def parse(text: str, default: Pipeline | None = None) -> Pipeline:
         """Parse a pipeline text, `"canonicalize,repeat{max=4}(cse,dce)"`.
+
+        Args:
+            text: what to parse.
+            default: what the word `default` stands for, a backend's own pipeline; there is no such word when None.
 
         Raises:
             PipelineError: the text does not follow the grammar, or no pass has that name.
             OptionError: a pass has no such option, or the value has the wrong type.
         """
-        return Pipeline([_make(item) for item in parse_spec(text)])
+        return Pipeline([each for item in parse_spec(text) for each in _made(item, default)])
 
     @staticmethod
-    def of(passes: Any) -> Pipeline:
+    def of(passes: Any, default: Pipeline | None = None) -> Pipeline:
         """Make a pipeline of what `compile(passes=...)` takes: a text, a pass, a Pipeline or an iterable of these."""
         if isinstance(passes, Pipeline):
             return passes
         if isinstance(passes, (str, Pass)):
-            return Pipeline([passes])
+            return Pipeline([passes], default)
         if isinstance(passes, Iterable):
-            return Pipeline(passes)
+            return Pipeline(passes, default)
         raise OptionError(f"passes must be a text, passes, or a Pipeline, not {type(passes).__name__}")
 
     def __str__(self) -> str:
@@ -270,13 +276,14 @@ class _Runner:
     def _run(self, before: Program, each: Pass, label: str) -> Program:
         record = PassRecord(label, str(each), exact=isinstance(each.numerics, Exact))
         start = time.perf_counter()
-        after = before.copy()
-        rewriter = Rewriter(after, each.name, self.remaining)
-        with contextlib.suppress(StopRewriting):
-            each.run(after, rewriter, self.context)
+        with rare_collections():
+            after = before.copy()
+            rewriter = Rewriter(after, each.name, self.remaining)
+            with contextlib.suppress(StopRewriting):
+                each.run(after, rewriter, self.context)
+            record.changed = rewriter.changed and after.structural_key() != before.structural_key()
         if self.remaining is not None:
             self.remaining -= rewriter.rewrites
-        record.changed = rewriter.changed and after.structural_key() != before.structural_key()
         if not record.changed:
             after = replace(before)
         after.facts = (before.facts - each.breaks) | each.establishes
@@ -319,6 +326,16 @@ def _as_pass(value: Any) -> Pass:
     if not isinstance(value, Pass):
         raise OptionError(f"{value!r} is no pass: give pass objects or pipeline text")
     return value
+
+
+def _made(item: SpecItem, default: Pipeline | None) -> Iterable[Pass]:
+    if item.name != "default":
+        return (_make(item),)
+    if default is None:
+        raise PipelineError("'default' stands for the passes of a backend: it can be used where a backend is given")
+    if item.options or item.body is not None:
+        raise OptionError("'default' takes no options: write out its passes to give them some")
+    return default.passes
 
 
 def _make(item: SpecItem) -> Pass:

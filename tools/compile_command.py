@@ -9,6 +9,7 @@ import typer
 
 from burnish.tools.console import print_json, print_lines, say
 from burnish.tools.verb import (
+    CalibrationOption,
     InputOption,
     JsonFlag,
     ModelArgument,
@@ -30,7 +31,7 @@ def compile_model(
     model: ModelArgument,
     passes: Annotated[
         str | None,
-        typer.Option("--passes", "-p", metavar="SPEC", help="The pipeline; by default the backend's own."),
+        typer.Option("--passes", "-p", metavar="SPEC", help="The pipeline; by default the backend's own, 'default'."),
     ] = None,
     backend: Annotated[
         str, typer.Option("--backend", "-b", metavar="BACKEND", help="With options as in 'onnx{threads=2}'.")
@@ -39,6 +40,7 @@ def compile_model(
         str | None, typer.Option("--output", "-o", metavar="FILE", help="Save the artifact here.")
     ] = None,
     inputs: InputOption = None,
+    calibration: CalibrationOption = None,
     verify: Annotated[
         int, typer.Option("--verify", min=0, max=4, help="Level of verification; below 2 nothing is compared.")
     ] = 2,
@@ -51,11 +53,13 @@ def compile_model(
     """
     from burnish.compiler.compile import compile_model as compile_it
     from burnish.tools.model_files import check_writable
+    from burnish.tools.pass_context import read_calibration
 
     check_writable(output)
     _check_backend(backend, output)
     found, examples = _model_and_inputs(model, inputs, seed)
-    compiled = compile_it(found, passes, examples, backend=backend, verify=verify, seed=seed)
+    data = read_calibration(calibration)
+    compiled = compile_it(found, passes, examples, backend=backend, calibration=data, verify=verify, seed=seed)
     if output is not None:
         compiled.save(output)
     if as_json:

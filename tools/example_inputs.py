@@ -24,7 +24,7 @@ from burnish.compiler.errors import FileFormatError, InputError, OptionError
 from burnish.compiler.text_data import random_sample
 from burnish.compiler.types_text import DTYPES
 
-__all__ = ["example_inputs", "inputs_for", "read_npz", "write_npz"]
+__all__ = ["example_inputs", "inputs_for", "read_arrays", "read_npz", "write_npz"]
 
 _SPEC = re.compile(r"(?:(?P<name>[^:\[\]\s]+):)?(?P<dtype>\w+)\[(?P<sizes>\s*(?:\d+\s*(?:,\s*\d+\s*)*)?)\]")
 _DYNAMIC_SIZE = 2
@@ -109,19 +109,29 @@ def read_npz(path: Path, binding: Binding) -> dict[str, Any]:
         InputError: an input is missing or unknown.
         FileFormatError: the file is truncated or foreign, or holds Python objects.
     """
+    arrays = read_arrays(path)
+    wanted = list(binding.types)
+    if set(arrays) != set(wanted):
+        raise InputError(f"{path} holds {', '.join(arrays) or 'nothing'}, and the inputs are {', '.join(wanted)}")
+    return {name: _from_array(name, arrays[name], each) for name, each in binding.types.items()}
+
+
+def read_arrays(path: Path) -> dict[str, np.ndarray[Any, Any]]:
+    """Read a `.npz`.
+
+    Raises:
+        InputError: there is no such file.
+        FileFormatError: the file is truncated or foreign, or holds Python objects.
+    """
     if not path.is_file():
         raise InputError(f"{path}: no such file")
     try:
         if not zipfile.is_zipfile(path):
             raise FileFormatError(f"{path} is no .npz file, or is truncated")
         with np.load(path, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in file.files}
+            return {name: file[name] for name in file.files}
     except (ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise FileFormatError(f"{path} cannot be read: {error}") from error
-    wanted = list(binding.types)
-    if set(arrays) != set(wanted):
-        raise InputError(f"{path} holds {', '.join(arrays) or 'nothing'}, and the inputs are {', '.join(wanted)}")
-    return {name: _from_array(name, arrays[name], each) for name, each in binding.types.items()}
 
 
 def write_npz(path: Path, values: Mapping[str, Any]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from burnish.tools.console import print_json, print_lines, print_table
-from burnish.tools.verb import JsonFlag, PassesOption, ProgramArgument, SeedOption
+from burnish.tools.verb import CalibrationOption, JsonFlag, PassesOption, ProgramArgument, SeedOption, TargetOption
 
 if TYPE_CHECKING:
     from burnish.compiler.pipeline import PassRecord
@@ -14,18 +14,25 @@ if TYPE_CHECKING:
 __all__ = ["explain"]
 
 
-def explain(file: ProgramArgument, passes: PassesOption, seed: SeedOption = 0, as_json: JsonFlag = False) -> None:
+def explain(
+    file: ProgramArgument,
+    passes: PassesOption,
+    backend: TargetOption = None,
+    calibration: CalibrationOption = None,
+    seed: SeedOption = 0,
+    as_json: JsonFlag = False,
+) -> None:
     """List every rule that could have fired and did not, with the reason.
 
     The passes run without verification.
 
     [dim]burnish explain resnet.burnish -p fold-batch-norm[/]
     """
-    from burnish.compiler.context import Context
-    from burnish.compiler.pipeline import Pipeline, run_pipeline
+    from burnish.compiler.pipeline import run_pipeline
     from burnish.tools.model_files import read_program
+    from burnish.tools.pass_context import pass_context
 
-    pipeline = Pipeline.parse(passes)
+    pipeline, context = pass_context(passes, backend, calibration, seed)
     found: list[dict[str, Any]] = []
 
     def note(record: PassRecord, before: Program, after: Program) -> None:
@@ -34,7 +41,7 @@ def explain(file: ProgramArgument, passes: PassesOption, seed: SeedOption = 0, a
             reason = {"rule": skip.rule, "node": skip.node, "operator": skip.operator, "reason": skip.reason}
             found.append({"pass": record.label, **reason, "from": places.get(skip.node, [])})
 
-    run_pipeline(pipeline, read_program(file), Context(seed=seed), verify=0, observer=note)
+    run_pipeline(pipeline, read_program(file), context, verify=0, observer=note)
     if as_json:
         print_json(found)
     elif not found:

@@ -12,11 +12,13 @@ import typer
 
 from burnish.tools.console import print_json, print_program, print_table, say
 from burnish.tools.verb import (
+    CalibrationOption,
     JsonFlag,
     PassesOption,
     ProgramArgument,
     ProgramOutputOption,
     SeedOption,
+    TargetOption,
 )
 
 if TYPE_CHECKING:
@@ -29,6 +31,8 @@ __all__ = ["opt"]
 def opt(
     file: ProgramArgument,
     passes: PassesOption,
+    backend: TargetOption = None,
+    calibration: CalibrationOption = None,
     output: ProgramOutputOption = None,
     print_after: Annotated[
         list[str] | None,
@@ -59,18 +63,17 @@ def opt(
 
     [dim]burnish opt resnet.burnish -p canonicalize,fold-batch-norm --stats -o folded.burnish[/]
     """
-    from burnish.compiler.context import Context
-    from burnish.compiler.pipeline import Pipeline, run_pipeline
+    from burnish.compiler.pipeline import run_pipeline
     from burnish.compiler.progress import working
     from burnish.tools.model_files import check_writable, read_program, write_program
+    from burnish.tools.pass_context import pass_context
 
     check_writable(output)
-    pipeline = Pipeline.parse(passes)
+    pipeline, context = pass_context(passes, backend, calibration, seed)
     _check_labels(pipeline, print_after or [])
     program = read_program(file)
     watcher = _Watcher(frozenset(print_after or ()), print_changed, dump_dir)
     watcher.start(program)
-    context = Context(seed=seed)
     with working("passes", enabled=not (print_after or print_changed)):
         program, records = run_pipeline(
             pipeline, program, context, verify=verify, observer=watcher, limit=limit, stop_after=stop_after

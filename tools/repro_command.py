@@ -32,9 +32,10 @@ def repro(
     recorded = read_bundle(bundle)
     print_lines(f"{bundle}: {recorded.pipeline}, seed {recorded.seed}, verification level {recorded.verify}")
     try:
-        run_pipeline(
-            Pipeline.parse(recorded.pipeline), recorded.program, Context(seed=recorded.seed), verify=recorded.verify
-        )
+        program = recorded.program
+        # The calibration data are not in the bundle: the sample inputs stand in for them.
+        context = Context(seed=recorded.seed, calibration=[program.samples] if program.samples else None)
+        run_pipeline(Pipeline.parse(recorded.pipeline), program, context, verify=recorded.verify)
     except PassError as error:
         # The replay wrote a bundle of its own, the same one again.
         if error.bundle is not None:

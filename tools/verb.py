@@ -11,6 +11,7 @@ import functools
 import inspect
 import traceback
 from collections.abc import Callable
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -26,6 +27,7 @@ from burnish.compiler.errors import (
 from burnish.tools.console import say
 
 __all__ = [
+    "CalibrationOption",
     "InputOption",
     "JsonFlag",
     "ProgramOutputOption",
@@ -33,6 +35,7 @@ __all__ = [
     "PassesOption",
     "ProgramArgument",
     "SeedOption",
+    "TargetOption",
     "verb",
 ]
 
@@ -55,6 +58,24 @@ ProgramArgument = Annotated[
 ]
 PassesOption = Annotated[
     str, typer.Option("--passes", "-p", metavar="SPEC", show_default=False, help="The pipeline: 'cse,dce'.")
+]
+CalibrationOption = Annotated[
+    list[Path] | None,
+    typer.Option(
+        metavar="FILE",
+        show_default=False,
+        help="A .npz with a batch of inputs by name, for passes that need data; repeat it for more.",
+    ),
+]
+TargetOption = Annotated[
+    str | None,
+    typer.Option(
+        "--backend",
+        "-b",
+        metavar="BACKEND",
+        show_default=False,
+        help="Run the passes for this backend; 'default' in the pipeline stands for its own passes.",
+    ),
 ]
 InputOption = Annotated[
     list[str] | None,

@@ -212,3 +212,13 @@ def test_a_pass_registered_twice_is_refused() -> None:
 
     with pytest.raises(burnish.BurnishError, match="is registered already"):
         register_pass(Other)
+
+
+def test_default_stands_for_a_backends_own_passes() -> None:
+    own = Pipeline.parse("cse,dce")
+    assert str(Pipeline.parse("canonicalize,default,fold-constants", own)) == "canonicalize,cse,dce,fold-constants"
+    assert str(Pipeline.of(["default", "cse"], own)) == "cse,dce,cse"
+    with pytest.raises(PipelineError, match="where a backend is given"):
+        Pipeline.parse("default,cse")
+    with pytest.raises(OptionError, match="takes no options"):
+        Pipeline.parse("default{keep=1}", own)

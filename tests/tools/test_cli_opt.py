@@ -6,6 +6,7 @@ import json
 import os
 from pathlib import Path
 
+import numpy as np
 import pytest
 from command_line import TEXT, Command
 
@@ -180,3 +181,21 @@ def test_one_pass_in_full(burnish: Command) -> None:
     assert str(option["default"]) in text
     assert "numerics: exact" in text
     assert "establishes: batch-norm-folded" in burnish("passes", "fold-batch-norm").stdout
+
+
+def test_passes_for_a_backend_with_calibration_data(burnish: Command, saved: Path, tmp_path: Path) -> None:
+    data = tmp_path / "data.npz"
+    np.savez(data, x=np.random.default_rng(0).standard_normal((4, 3, 8, 8), dtype=np.float32))
+    result = burnish("opt", saved, "-p", "default,quantize", "-b", "onnx{dialect=tensorrt}", "--calibration", data)
+    assert result.exit_code == 0, result.stderr
+    program = Program.parse(result.stdout)
+    assert program.history[-1] == "quantize" and len(program.history) > 4
+    result = burnish("explain", saved, "-p", "default,quantize", "-b", "onnx{dialect=tensorrt}", "--calibration", data)
+    assert "too small for integers to pay" in result.stdout
+    result = burnish("opt", saved, "-p", "default,quantize", "-b", "onnx")
+    assert result.exit_code != 0 and "needs calibration data" in result.stderr
+    result = burnish("opt", saved, "-p", "default,quantize", "-b", "onnx", "--calibration", tmp_path / "none.npz")
+    assert result.exit_code == 2 and "none.npz: no such file" in result.stderr
+    data.write_bytes(data.read_bytes()[:100])
+    result = burnish("opt", saved, "-p", "default,quantize", "-b", "onnx", "--calibration", data)
+    assert result.exit_code == 2 and "truncated" in result.stderr
