@@ -119,6 +119,8 @@ class Settings:
         options.graph_optimization_level = _LEVELS[self.graph_optimization]
         # Warnings of its optimizer are of no use to a caller; errors arrive as exceptions.
         options.log_severity_level = 3
+        # By itself it quantizes, to 8 bits, what meets an int8 weight: errors of 1e-2 that no pass asked for.
+        options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "1")
         for key, value in self.session_options.items():
             options.add_session_config_entry(key, str(int(value)) if isinstance(value, bool) else str(value))
         if profile or self.profile:
