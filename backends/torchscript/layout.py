@@ -4,8 +4,8 @@ The kernels of convolutions compute channels-last: with weights stored in that o
 are, nothing is reordered between the layers. Operators of `_KEEPING` take such a tensor and return such a tensor;
 everything else, the outputs of the graph included, reads a contiguous copy, for a `view` may refuse other strides.
 
-Not handled: 1-d and 3-d convolutions, transposed ones, weights that a run computes or updates, and other types than
-float32; these stay as they are. So does a program that reads strides itself.
+Not handled: 1-d and 3-d convolutions, transposed ones, those in branches of `cond`, weights that a run computes or
+updates, and other types than float32; these stay as they are. So does a program that reads strides itself.
 """
 
 from __future__ import annotations

@@ -28,10 +28,12 @@ def test_every_operator_at_every_size(name: str) -> None:
     program = program_of(name)
     assert BACKEND.check(program) == []
     artifact = BACKEND.emit(program, {})
+    # Layers run on other kernels than the program's: in another order of summation.
+    allowed = 1e-6 if name.startswith(("conv", "linear")) else 0.0
     for batch in (1, 3, 1):
         inputs = resized(program, batch)
         before = {key: value.clone() for key, value in inputs.items()}
-        assert worst_drift(_leaves(artifact(**inputs)), _leaves(program(**inputs))) == 0.0
+        assert worst_drift(_leaves(artifact(**inputs)), _leaves(program(**inputs))) <= allowed
         assert worst_drift(inputs.values(), before.values()) == 0.0
 
 
@@ -58,7 +60,10 @@ graph main(%x: {dtype}[B, 4], %r: {dtype}[B, 4]) {{
     x[0, 0] = float("nan")
     kept = r.clone()
     for _ in range(3):
-        assert worst_drift(_leaves(artifact(x, r)), _leaves(program(x, r))) == 0.0
+        assert worst_drift(_leaves(artifact(x, r)), _leaves(program(x, r))) <= (1e-6 if dtype == "f32" else 0.0)
+        with torch.backends.mkldnn.flags(enabled=False):
+            # The same layer on both sides: what is done in place is exact.
+            assert worst_drift(_leaves(artifact(x, r)), _leaves(program(x, r))) == 0.0
     assert torch.equal(r, kept)
     assert artifact.node_count() == 2 + (activation != "none")
 
@@ -78,7 +83,7 @@ graph main(%x: f32[2, 4]) {
     )
     artifact, x = BACKEND.emit(program, {}), torch.randn(2, 4)
     for _ in range(4):
-        assert worst_drift(_leaves(artifact(x)), _leaves(program(x))) == 0.0
+        assert worst_drift(_leaves(artifact(x)), _leaves(program(x))) <= 1e-6
 
 
 @pytest.mark.parametrize(
@@ -92,7 +97,9 @@ def test_other_types_are_inlined(line: str) -> None:
     program = Program.parse(text)
     artifact = BACKEND.emit(program, {})
     inputs = program.samples
-    assert worst_drift(_leaves(artifact(**inputs)), _leaves(program(**inputs))) == 0.0
+    with torch.backends.mkldnn.flags(enabled=False):
+        assert worst_drift(_leaves(artifact(**inputs)), _leaves(program(**inputs))) == 0.0
+    assert worst_drift(_leaves(artifact(**inputs)), _leaves(program(**inputs))) <= 1e-6
 
 
 class _Net(torch.nn.Module):
@@ -119,4 +126,5 @@ def test_file_runs_with_torch_alone(tmp_path: Path) -> None:
         "torch.save(y, 'y.pt')\n"
     )
     subprocess.run([sys.executable, "-W", "ignore", "-c", script], cwd=tmp_path, check=True)
-    assert torch.equal(torch.load(tmp_path / "y.pt"), compiled(x))
+    assert torch.equal(torch.load(tmp_path / "y.pt"), compiled.artifact.module(x))
+    assert worst_drift([torch.load(tmp_path / "y.pt")], [compiled(x)]) <= 1e-6
