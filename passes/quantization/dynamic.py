@@ -22,6 +22,7 @@ from torch import fx
 
 from burnish.compiler.context import Context
 from burnish.compiler.facts import Fact
+from burnish.compiler.graphs import name_of
 from burnish.compiler.numerics import Lossy, Numerics
 from burnish.compiler.operators import arguments, find_operator
 from burnish.compiler.pass_base import Pass
@@ -97,7 +98,8 @@ class _Quantizer:
             held = rewriter.constant(weight)
             assert held is not None
             scales = row_scales(held)
-            self.weights[weight] = dequantized_constant(rewriter, node, weight, quantized_rows(held, scales), scales)
+            integers = quantized_rows(held, scales)
+            self.weights[weight] = dequantized_constant(rewriter, node, name_of(weight), weight, integers, scales)
         args = (self.inputs[source], self.weights[weight], *node.args[2:])
         rewriter.set_arguments(node, args, {k: v for k, v in node.kwargs.items() if k not in ("input", "weight")})
         if not weight.users:

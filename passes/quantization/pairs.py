@@ -16,25 +16,28 @@ _EPS = float(torch.finfo(torch.float32).eps)
 
 
 def dequantized_constant(
-    rewriter: Rewriter, anchor: fx.Node, constant: fx.Node, integers: torch.Tensor, scales: torch.Tensor
+    rewriter: Rewriter, anchor: fx.Node, name: str, origin: fx.Node, integers: torch.Tensor, scales: torch.Tensor
 ) -> fx.Node:
     """Insert before `anchor` the dequantization of a weight or bias, stored as `<name>.integers` and `<name>.scales`.
 
     Args:
         rewriter: makes the change.
         anchor: the node to insert before.
-        constant: the weight or bias that it stands for.
+        name: of the weight or bias.
+        origin: the constant that it stands for, or the operator that gets it.
         integers: int8 or int32, [N, ...].
         scales: float32, [N].
     """
-    graph, name = anchor.graph, name_of(constant)
     held = [
-        rewriter.set_constant(graph, f"{name}.{label}", each, [constant])
+        rewriter.set_constant(anchor.graph, f"{name}.{label}", each, [origin])
         for label, each in (("integers", integers), ("scales", scales))
     ]
     limits = torch.iinfo(integers.dtype)
     args = (*held, None, 0, limits.min, limits.max, integers.dtype)
-    return _insert(rewriter, anchor, constant, "dequantize_per_channel", args, "dequantize")
+    made = f"{name}.dequantize"
+    return rewriter.insert(
+        anchor, "quantized_decomposed.dequantize_per_channel", args, name=made, origins=[origin, anchor]
+    )
 
 
 def quantized(rewriter: Rewriter, value: fx.Node, parameters: Parameters) -> fx.Node:

@@ -5,7 +5,8 @@
 2. Fused layers are taken apart where pairs have to stand between their parts (see `apart`).
 3. Weights become int8, with a scale for every output (or one for all).
 4. Biases become int32 where the layer's result is quantized too.
-5. A value that is always zero over the data stays float, and with it what reads it.
+5. Biases take up what rounding the weights adds on average (see `bias_correction`).
+6. A value that is always zero over the data stays float, and with it what reads it.
 
 Where pairs stand is `context.target.integers`' business (see `plan`). Not handled: transposed convolutions, recurrent
 layers, products of two activations (attention), other dtypes than float32, weights that are computed or updated by a
@@ -34,13 +35,18 @@ from burnish.compiler.progress import working
 from burnish.compiler.rewriter import Rewriter
 from burnish.passes.canonical.batch_norms import Refusal
 from burnish.passes.quantization.apart import layer_apart, projection_apart, silu_apart
+from burnish.passes.quantization.bias_correction import ChannelMean, bias_holder, corrected_bias
 from burnish.passes.quantization.calibration import calibration_inputs
+from burnish.passes.quantization.equalize import equalize
 from burnish.passes.quantization.histograms import Histogram
 from burnish.passes.quantization.keeping import Keeping, checked_weight
 from burnish.passes.quantization.kinds import LAYERS, kind_of
+from burnish.passes.quantization.makers import channel_dim, layer_of
 from burnish.passes.quantization.pairs import dequantized_constant, quantized
 from burnish.passes.quantization.plan import Plan, limited, source_of
 from burnish.passes.quantization.ranges import Observer, Parameters, covered, parameters
+from burnish.passes.quantization.rescaling import set_argument
+from burnish.passes.quantization.smooth_quant import ALPHA, smooth
 from burnish.passes.quantization.weights import quantized_rows, row_scales
 
 __all__ = ["Quantize"]
@@ -74,7 +80,11 @@ class Quantize(Pass):
     """Quantize with calibration data: int8 weights, activations of 8 bits per tensor.
 
     Attributes:
-        observer: how ranges are chosen from the data: min-max, moving-average, percentile, entropy or mse.
+        preset: fast takes ranges from the extremes; balanced from the least squared error, and corrects biases;
+            accurate also runs `equalize` before, or `smooth-quant` where linear layers do the most.
+        observer: how ranges are chosen from the data: min-max, moving-average, percentile, entropy or mse; by default
+            as the preset has it.
+        correct_biases: take off biases what rounding the weights adds on average; by default as the preset has it.
         keep: patterns as in a shell, `*.head`, of nodes, weights or modules that stay float.
         bits: of the weights, 2 to 8.
         symmetric: activations with zero point 0; by default as the target wants them.
@@ -85,7 +95,9 @@ class Quantize(Pass):
     name: ClassVar[str] = "quantize"
     requires: ClassVar[frozenset[Fact]] = frozenset({Fact.CANONICAL})
     numerics: ClassVar[Numerics] = Lossy()
-    observer: Observer = "mse"
+    preset: Literal["fast", "balanced", "accurate"] = "balanced"
+    observer: Observer | None = None
+    correct_biases: bool | None = None
     keep: tuple[str, ...] = ()
     bits: int = 8
     symmetric: bool | None = None
@@ -121,10 +133,18 @@ class _Quantizer:
         self.context = context
         self.rules = rules
         self.keeping = Keeping(options.name, options.keep)
-        self.weights: dict[tuple[fx.Node, tuple[float, ...]], fx.Node] = {}
+        self.weights: dict[tuple[fx.Node, tuple[float, ...]], tuple[fx.Node, torch.Tensor]] = {}
+        self.means: dict[fx.Node, ChannelMean] = {}
+        fast = options.preset == "fast"
+        self.observer: Observer = options.observer or ("min-max" if fast else "mse")
+        self.corrects = not fast if options.correct_biases is None else options.correct_biases
 
     def run(self) -> None:
         everything = _mostly_convolutions(self.program)
+        if self.options.preset == "accurate" and everything:
+            equalize(self.rewriter)
+        elif self.options.preset == "accurate":
+            smooth(self.program, self.rewriter, self.context, alpha=ALPHA, samples=self.options.samples)
         with self.rewriter.rewrite("quantize"):
             layers = self._layers(everything)
             never = self._never(layers)
@@ -190,12 +210,16 @@ class _Quantizer:
     def _observe(self, plan: Plan) -> dict[fx.Node, Histogram]:
         """Run the Program on the calibration data."""
         seen = {node: Histogram() for node in plan.readers}
-        inputs = [node for graph in self.program.graphs.values() for node in placeholders(graph) if node in seen]
+        read = [layer for node in plan.operators if self.corrects and (layer := layer_of(node)) is not None]
+        self.means = {arguments(each.node)["input"]: ChannelMean(channel_dim(each)) for each in read}
+        observed = seen.keys() | self.means.keys()
+        inputs = [node for graph in self.program.graphs.values() for node in placeholders(graph) if node in observed]
 
         def observe(node: fx.Node, value: object) -> None:
-            histogram = seen.get(node)
-            if histogram is not None and isinstance(value, torch.Tensor):
-                histogram.add(value)
+            if node in observed and isinstance(value, torch.Tensor):
+                for each in (seen.get(node), self.means.get(node)):
+                    if each is not None:
+                        each.add(value)
 
         options = self.options
         with working("calibrating", self.context.progress):
@@ -209,7 +233,7 @@ class _Quantizer:
         """Return what quantizes each value that has a usable range."""
         ranges = {}
         for node in plan.readers:
-            found = covered(seen[node], self.options.observer, self.rules)
+            found = covered(seen[node], self.observer, self.rules)
             if found is not None:
                 ranges[node] = found
         for group in plan.groups:
@@ -243,28 +267,49 @@ class _Quantizer:
     def _layer(self, node: fx.Node, plan: Plan, chosen: dict[fx.Node, Parameters]) -> None:
         """Quantize weight and bias."""
         rewriter, options, given = self.rewriter, self.options, arguments(node)
-        weight, bias = given["weight"], given["bias"]
+        weight = given["weight"]
         source, _ = source_of(given["input"])
-        held, shift = rewriter.constant(weight), rewriter.constant(bias)
+        holder, slot = bias_holder(node)
+        held, bias = rewriter.constant(weight), arguments(holder)[slot]
+        added = rewriter.constant(bias)
         assert held is not None
         scales = row_scales(held, options.bits, options.granularity == "channel")
         # Integer kernels of convolutions and of products of two matrices add the bias to the sums; others give floats.
         matrix = self.rules.results and given["input"].meta["val"].dim() == 2
-        inside = shift is not None and (matrix or limited(node) in plan.whole)
-        if shift is not None and inside:
-            scales = _wide_enough(scales, shift, chosen[source].scale)
+        inside = holder is node and (matrix or limited(node) in plan.whole)
+        if added is not None and inside:
+            scales = _wide_enough(scales, added, chosen[source].scale)
         key = (weight, tuple(scales.tolist()))
         if key not in self.weights:
             integers = quantized_rows(held, scales, options.bits)
-            self.weights[key] = dequantized_constant(rewriter, node, weight, integers, scales)
-        rewriter.redirect(node, weight, self.weights[key])
-        if shift is not None and inside:
-            products = scales * chosen[source].scale
-            sums = (shift.double() / products.double()).round().to(torch.int32)
-            rewriter.redirect(node, bias, dequantized_constant(rewriter, node, bias, sums, products))
+            self.weights[key] = (
+                dequantized_constant(rewriter, node, name_of(weight), weight, integers, scales),
+                integers,
+            )
+        dequantized, integers = self.weights[key]
+        layer, seen = layer_of(node), self.means.get(given["input"])
+        mean = seen.value if seen is not None else None
+        corrects = layer is not None and mean is not None and (bias is None or added is not None)
+        if layer is not None and mean is not None and corrects:
+            steps = scales.double().reshape(-1, *[1] * (held.dim() - 1))
+            added = corrected_bias(layer, integers.double() * steps - held, mean, added)
+        rewriter.redirect(node, weight, dequantized)
+        if added is not None and (corrects or inside):
+            self._bias(holder, slot, added, scales * chosen[source].scale if inside else None)
         for each in (weight, bias):
             if isinstance(each, fx.Node) and not each.users:
                 rewriter.erase(each)
+
+    def _bias(self, holder: fx.Node, slot: str, value: torch.Tensor, steps: torch.Tensor | None) -> None:
+        """Give `holder` a bias, in int32 where there are `steps`, [O]."""
+        rewriter, old = self.rewriter, arguments(holder)[slot]
+        name, origin = (f"{name_of(holder)}.{slot}", holder) if old is None else (name_of(old), old)
+        if steps is None:
+            new = rewriter.set_constant(holder.graph, name, value, [origin])
+        else:
+            sums = (value.double() / steps.double()).round().to(torch.int32)
+            new = dequantized_constant(rewriter, holder, name, origin, sums, steps)
+        set_argument(rewriter, holder, slot, new)
 
 
 def _wide_enough(scales: torch.Tensor, bias: torch.Tensor, step: float) -> torch.Tensor:

@@ -99,11 +99,11 @@ def test_a_convolution_is_integer_arithmetic(
     kernel: int, stride: int, biased: bool, spread: float, shift: float
 ) -> None:
     """The result is what int32 sums give, scaled, rounded and clipped once."""
-    bias = "constant @b: f32[6]\n" if biased else ""
+    line = "constant @b: f32[6]\n" if biased else ""
     program = Program.parse(f"""# burnish 1
 # facts: canonical
 constant @w: f32[6, 4, {kernel}, {kernel}]
-{bias}graph main(%x: f32[B, 4, 9, 9]) {{
+{line}graph main(%x: f32[B, 4, 9, 9]) {{
   %y = aten.conv2d(%x, @w, {"@b" if biased else "None"}, [{stride}, {stride}])
   return %y
 }}
@@ -119,8 +119,9 @@ constant @w: f32[6, 4, {kernel}, {kernel}]
     integers = ((x.double() / scale).round() + zero).clamp(0, 255) - zero
     scales = quantized.constants["w.scales"].double()
     sums = torch.nn.functional.conv2d(integers, quantized.constants["w.integers"].double(), stride=stride)
-    if biased:
-        sums = sums + quantized.constants["b.integers"].double().reshape(1, -1, 1, 1)
+    # Without a bias it gets one, for what rounding the weights adds.
+    bias = quantized.constants["b.integers" if biased else "y.bias.integers"]
+    sums = sums + bias.double().reshape(1, -1, 1, 1)
     result = sums * (scale * scales).reshape(1, -1, 1, 1)
     expected = ((result / step).round() + point).clamp(0, 255) - point
     found = (quantized(x).double() / step).round()

@@ -1,0 +1,157 @@
+"""smooth-quant: activation outliers of linear layers moved into their weights (Xiao et al., arXiv 2211.10438).
+
+One scale has to fit all channels of an activation, while weights have one for every output. So channel j of what a
+layer reads is divided by s_j = max|x_j|^alpha / max|w_j|^(1 - alpha), over calibration data and over all layers that
+read the value, and its column of the weights is multiplied by s_j. What makes the value does the division with its own
+weights (see `makers`), so no operator is added, and the float function stays the same.
+
+Not handled: a value that something besides linear layers reads, as a residual stream behind a norm (post-norm
+transformers); what is made by an activation such as gelu. A multiplication of its own would cost a pass over memory.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import fx
+
+from burnish.compiler import interpreter
+from burnish.compiler.context import Context
+from burnish.compiler.errors import OptionError
+from burnish.compiler.facts import Fact
+from burnish.compiler.graphs import name_of
+from burnish.compiler.numerics import Numerics, Reassociates
+from burnish.compiler.operators import arguments
+from burnish.compiler.pass_base import Pass
+from burnish.compiler.program import Program
+from burnish.compiler.progress import working
+from burnish.compiler.rewriter import Rewriter
+from burnish.passes.canonical.affine_layers import AffineLayer
+from burnish.passes.canonical.batch_norms import Refusal
+from burnish.passes.canonical.weights import described
+from burnish.passes.quantization.calibration import calibration_inputs
+from burnish.passes.quantization.makers import Maker, maker_of, readers_of
+from burnish.passes.quantization.rescaling import Rescaling
+
+__all__ = ["ALPHA", "SmoothQuant", "smooth"]
+
+ALPHA = 0.5
+"""How much of an activation's range moves into the weights: 0 nothing, 1 all of it."""
+_LINEAR = ("aten.linear", "burnish.linear_act", "burnish.self_attention")
+# Factors beyond these come from channels that hardly ever are anything but zero.
+_LARGEST = 1e4
+
+
+@dataclass(frozen=True, kw_only=True)
+class SmoothQuant(Pass):
+    """Move the outliers of what linear layers read into their weights, before quantization.
+
+    Attributes:
+        alpha: how much of an activation's range moves: 0 levels the weights, 1 the activation.
+        samples: how much of the calibration data to use at the most.
+    """
+
+    name: ClassVar[str] = "smooth-quant"
+    requires: ClassVar[frozenset[Fact]] = frozenset({Fact.CANONICAL})
+    numerics: ClassVar[Numerics] = Reassociates()
+    alpha: float = ALPHA
+    samples: int = 300
+
+    def run(self, program: Program, rewriter: Rewriter, context: Context) -> None:
+        """See the module.
+
+        Raises:
+            OptionError: an option has an unusable value.
+            InputError: there are no calibration data, or they do not fit.
+        """
+        if not 0 <= self.alpha <= 1:
+            raise OptionError(f"pass 'smooth-quant': option 'alpha' must be from 0 to 1, but is {self.alpha}")
+        if self.samples < 1:
+            raise OptionError(f"pass 'smooth-quant': option 'samples' must be 1 or more, but is {self.samples}")
+        smooth(program, rewriter, context, alpha=self.alpha, samples=self.samples)
+
+
+@dataclass(frozen=True, slots=True)
+class _Smoothable:
+    """A value, what makes it, and the layers that read it."""
+
+    value: fx.Node
+    maker: Maker
+    readers: list[AffineLayer]
+
+
+def smooth(program: Program, rewriter: Rewriter, context: Context, *, alpha: float, samples: int) -> None:
+    """Move outliers into weights, as one rewrite.
+
+    Args:
+        program: what to run on the data; it is changed.
+        rewriter: makes the change, and is told what was left and why.
+        context: has the data.
+        alpha: see `SmoothQuant`.
+        samples: likewise.
+    """
+    with rewriter.rewrite("smooth-quant"):
+        found = _smoothable(rewriter)
+        if not found:
+            return
+        reach = _observed(program, context, [each.value for each in found], samples)
+        rescaling = Rescaling(rewriter)
+        for each in found:
+            seen = reach.get(each.value)
+            if seen is None or not bool(seen.isfinite().all()):
+                trouble = "is not reached by the calibration data" if seen is None else "is not finite on them"
+                rewriter.skip(each.readers[0].node, f"its input %{name_of(each.value)} {trouble}")
+                continue
+            weights = torch.stack([rescaling.columns(layer) for layer in each.readers]).amax(0)
+            factors = _factors(each.maker.pooled(seen), each.maker.pooled(weights), alpha)
+            rescaling.move(each.maker, each.readers, factors)
+        rescaling.write()
+
+
+def _smoothable(rewriter: Rewriter) -> list[_Smoothable]:
+    """Return every value that can take factors; say of the others why not, at the first layer that reads them."""
+    found: dict[fx.Node, _Smoothable | None] = {}
+    for node in rewriter.nodes(*_LINEAR):
+        value = arguments(node)["input"]
+        if value in found:
+            continue
+        found[value] = None
+        try:
+            readers = readers_of(value, rewriter)
+            other = next((each for each in readers if each.spatial), None)
+            if other is not None:
+                raise Refusal(f"its input {described(value)} is read by {described(other.node)} too")
+            maker = maker_of(value, value.meta["val"].dim() - 1, rewriter)
+        except Refusal as refusal:
+            rewriter.skip(node, str(refusal))
+            continue
+        found[value] = _Smoothable(value, maker, readers)
+    return [each for each in found.values() if each is not None]
+
+
+def _observed(program: Program, context: Context, values: list[fx.Node], samples: int) -> dict[fx.Node, torch.Tensor]:
+    """Return for every value the largest magnitude of each feature over the calibration data, float64 [C]."""
+    wanted, reach = set(values), dict[fx.Node, torch.Tensor]()
+
+    def observe(node: fx.Node, value: object) -> None:
+        if node in wanted and isinstance(value, torch.Tensor) and value.numel():
+            most = value.detach().abs().flatten(0, -2).amax(0).double()
+            reach[node] = torch.maximum(reach[node], most) if node in reach else most
+
+    with working("calibrating", context.progress):
+        for batch in calibration_inputs(program, context, samples, "smooth-quant"):
+            interpreter.run(program, batch, observe)
+    return reach
+
+
+def _factors(activations: torch.Tensor, weights: torch.Tensor, alpha: float) -> torch.Tensor:
+    """Return what to divide channels by, float64 [C]; 1 where a channel is always zero or nothing weighs it."""
+    used = (activations > 0) & (weights > 0)
+    if not bool(used.any()):
+        return torch.ones_like(activations)
+    found = torch.where(used, activations.pow(alpha) / weights.pow(1 - alpha), 1.0)
+    # A factor that all channels share changes nothing, so their geometric mean can be 1.
+    level = found[used].log().mean().exp()
+    return torch.where(used, (found / level).clamp(1 / _LARGEST, _LARGEST), 1.0)
