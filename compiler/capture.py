@@ -10,6 +10,7 @@ control flow (use `torch.cond`).
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import inspect
 from collections.abc import Mapping
@@ -25,6 +26,8 @@ from burnish.compiler.errors import CaptureError, InputError
 from burnish.compiler.from_export import program_from_export
 from burnish.compiler.model_state import evaluation_mode, untouched
 from burnish.compiler.program import Program
+from burnish.compiler.quantized_modules import holds_quantized_modules, with_pairs
+from burnish.compiler.quantized_values import QuantizedValues
 from burnish.compiler.quiet import quiet
 from burnish.compiler.special_sizes import without_harmless_conditions
 
@@ -68,11 +71,18 @@ def capture(
     parameters = _parameters(model)
     with evaluation_mode(model), untouched(model), torch.no_grad(), quiet():
         notes: tuple[str, ...] = ()
+        following: contextlib.AbstractContextManager[Any] = contextlib.nullcontext()
+        if holds_quantized_modules(model):
+            model, following = with_pairs(model), QuantizedValues()
         if dynamic_shapes is not None:
-            exported = _export(model, args, kwargs, dynamic_shapes)
+            with following:
+                exported = _export(model, args, kwargs, dynamic_shapes)
         else:
             flatten_signature(model, args, kwargs)
-            exported, notes = export_widest(lambda shapes: _export(model, args, kwargs, shapes), model, args, kwargs)
+            with following:
+                exported, notes = export_widest(
+                    lambda shapes: _export(model, args, kwargs, shapes), model, args, kwargs
+                )
         program = program_from_export(exported, notes=notes, samples=(args, kwargs), parameters=parameters)
         program.conditions = without_harmless_conditions(program, lambda args, kwargs: _run(model, args, kwargs))
         return program

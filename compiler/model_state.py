@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
+from torch import fx
 
 __all__ = ["evaluation_mode", "untouched"]
 
@@ -21,7 +22,9 @@ def evaluation_mode(model: torch.nn.Module) -> Iterator[None]:
     """Put every submodule into evaluation mode, and each back into its own mode afterwards."""
     modes = [(module, module.training) for module in model.modules()]
     try:
-        model.eval()
+        # An exported model has one mode, and an `eval` of its own that raises.
+        if not isinstance(model, fx.GraphModule) or "eval" not in vars(model):
+            model.eval()
         yield
     finally:
         for module, training in modes:

@@ -65,9 +65,16 @@ def dequantize_by_tensor(
 def quantize_per_tensor(
     op: Builder, input: Any, scale: float, zero_point: int, quant_min: int, quant_max: int, dtype: int
 ) -> Any:
-    """QuantizeLinear with numbers known now."""
-    _check_limits(quant_min, quant_max, dtype)
-    return op("QuantizeLinear", input, op.number(scale, input.dtype), op.number(zero_point, ir.DataType(dtype)))
+    """QuantizeLinear with numbers known now; limits of their own are kept on the integers.
+
+    Before QuantizeLinear, ONNX Runtime would see a convolution and its result apart.
+    """
+    kind = ir.DataType(dtype)
+    integers = op("QuantizeLinear", input, op.number(scale, input.dtype), op.number(zero_point, kind))
+    limits = np.iinfo(kind.numpy())
+    if (quant_min, quant_max) == (limits.min, limits.max):
+        return integers
+    return op("Clip", integers, op.number(quant_min, kind), op.number(quant_max, kind))
 
 
 def dequantize_per_tensor(
@@ -107,12 +114,6 @@ def dequantize_per_channel(
     elif dtype != ir.DataType.INT32:
         zero_points = op.filled(0, [int(size) for size in scales.shape], ir.DataType(dtype))
     return op("DequantizeLinear", input, scales, zero_points, axis=axis)
-
-
-def _check_limits(quant_min: int, quant_max: int, dtype: int) -> None:
-    limits = np.iinfo(ir.DataType(dtype).numpy())
-    if (quant_min, quant_max) != (limits.min, limits.max):
-        raise ValueError(f"QuantizeLinear uses all of {limits.dtype}, not {quant_min} to {quant_max} alone")
 
 
 def _chosen(scale: Any) -> Any:
