@@ -1,8 +1,8 @@
 """Convolutions and linear layers seen as one thing: a weight by group, output channel, input channel and tap.
 
 Handles `aten.conv1d/2d/3d` (also with `padding="same"`), `aten.conv_transpose1d/2d/3d`, `aten.convolution` and
-`aten.linear`. Not handled: `aten.addmm` and `aten.matmul` (canonicalize makes `aten.linear` of them) and the bilinear
-and embedding layers.
+`aten.linear`. Not handled: `aten.addmm` and `aten.matmul` (canonicalize makes `aten.linear` of them), the bilinear
+and embedding layers, and `aten.linear` with a vector for a weight or with a bias that broadcasts.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from torch import fx
 from burnish.compiler.graphs import name_of
 from burnish.compiler.operators import arguments, find_operator
 from burnish.compiler.rewriter import Rewriter
+from burnish.passes.canonical.types import same_shape
 
 __all__ = ["LAYER_OPERATORS", "AffineLayer"]
 
@@ -52,10 +53,12 @@ class AffineLayer:
 
     @staticmethod
     def of(node: fx.Node) -> AffineLayer | None:
-        """Return `node` as a layer, or None when it calls no layer's operator."""
+        """Return `node` as a layer, or None when it calls no layer's operator, or has constants of other shapes."""
         if node.target not in LAYER_OPERATORS:
             return None
         given = arguments(node)
+        if node.target is _LINEAR and not _is_matrix_with_vector(given["weight"], given["bias"]):
+            return None
         transposed = node.target in _TRANSPOSED or bool(given.get("transposed", False))
         spatial = 0 if node.target is _LINEAR else given["weight"].meta["val"].dim() - 2
         return AffineLayer(node, given["weight"], given["bias"], given.get("groups", 1), transposed, spatial)
@@ -124,6 +127,12 @@ class AffineLayer:
             if each is not None and each.op == "get_attr" and not each.users:
                 rewriter.erase(each)
         return new
+
+
+def _is_matrix_with_vector(weight: fx.Node, bias: fx.Node | None) -> bool:
+    """Tell whether a weight is [outputs, inputs], and a bias, where there is one, [outputs]."""
+    shape = weight.meta["val"].shape
+    return len(shape) == 2 and (bias is None or same_shape(bias.meta["val"].shape, shape[:1]))
 
 
 def _all(value: Any, wanted: int) -> bool:

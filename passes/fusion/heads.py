@@ -21,6 +21,7 @@ from torch import fx
 
 from burnish.compiler.operators import arguments
 from burnish.compiler.rewriter import Rewriter, rule
+from burnish.passes.canonical.affine_layers import AffineLayer
 from burnish.passes.canonical.batch_norms import Refusal
 from burnish.passes.canonical.types import same_type, shape_of
 from burnish.passes.fusion.matching import calls, erase_unused, factors, number_of
@@ -106,9 +107,10 @@ def linear_in_token_order(node: fx.Node, rewriter: Rewriter) -> None:
     It pays where the layer has no fewer outputs than inputs, or where the two permutes cancel.
     """
     layer, order = node.args[0], list(arguments(node)["dims"])
-    if not calls(layer, "aten.linear") or order[-1] != len(order) - 1:
+    if not isinstance(layer, fx.Node) or not calls(layer, "aten.linear") or AffineLayer.of(layer) is None:
         return
-    assert isinstance(layer, fx.Node)
+    if order[-1] != len(order) - 1:
+        return
     given = arguments(layer)
     inner, weight = given["input"], shape_of(given["weight"]) or (0, 0)
     if calls(inner, "aten.permute"):

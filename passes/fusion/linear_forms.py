@@ -15,6 +15,7 @@ from torch.fx.node import Argument
 
 from burnish.compiler.operators import arguments, find_operator
 from burnish.compiler.rewriter import Rewriter, rule
+from burnish.passes.canonical.affine_layers import AffineLayer
 from burnish.passes.canonical.batch_norms import Refusal, read_constant
 from burnish.passes.canonical.types import is_number, same_shape, shape_of, tensor_of
 from burnish.passes.canonical.weights import described, in_several_graphs, single_user
@@ -57,9 +58,8 @@ def constant_product(node: fx.Node, rewriter: Rewriter) -> None:
 def linear_between_reshapes(node: fx.Node, rewriter: Rewriter) -> None:
     """reshape(linear(reshape(x))), where only leading dimensions are regrouped, is a linear layer on x as it was."""
     layer = node.args[0]
-    if not calls(layer, "aten.linear"):
+    if not isinstance(layer, fx.Node) or not calls(layer, "aten.linear") or AffineLayer.of(layer) is None:
         return
-    assert isinstance(layer, fx.Node)
     given, shape, rows = arguments(layer), shape_of(node), shape_of(layer)
     flat, features = given["input"], (shape_of(given["weight"]) or (0,))[-1]
     if not calls(flat, "aten.reshape") or not shape or not rows or not same_shape(shape[-1:], rows[-1:]):

@@ -55,6 +55,8 @@ def self_attention(node: fx.Node, rewriter: Rewriter) -> None:
     try:
         parts = [_part(given[name], name) for name in _NAMES]
         layers = list(dict.fromkeys(part.layer for part in parts))
+        if any(AffineLayer.of(layer) is None for layer in layers):
+            raise Refusal("a projection has a bias that is no vector of its outputs")
         source = arguments(layers[0])["input"]
         if any(arguments(layer)["input"] is not source for layer in layers):
             raise Refusal("its query, key and value are projections of different inputs")

@@ -177,6 +177,8 @@ def _affine(node: Any, rewriter: Rewriter) -> _Affine | None:
         return _Affine(first, constant, None, origins)
     if target in _DIV:
         return None if swapped else _Affine(first, 1.0 / constant, None, origins)
+    if type(found["alpha"]) not in (int, float):
+        return None
     alpha = float(found["alpha"])
     # self + alpha * other, self - alpha * other, other - alpha * self: what the tensor, and what the constant counts.
     by_tensor, by_constant = (alpha, 1.0) if swapped else (1.0, alpha)

@@ -113,11 +113,18 @@ def quick_gelu(op: Builder, input: Any, alpha: float = 1.702) -> Any:
 def linear(op: Builder, input: Any, weight: Any, bias: Any = None) -> Any:
     """Input @ weight.T + bias: Gemm for a matrix, MatMul and Add for more dimensions.
 
-    With a quantized weight Gemm has an integer kernel only where the bias is quantized too.
+    With a quantized weight Gemm has an integer kernel only where the bias is quantized too. A weight that is a vector
+    takes away the last dimension.
     """
-    if len(input.shape) == 2 and (not op.is_dequantized(weight) or (bias is not None and op.is_dequantized(bias))):
+    is_matrix = len(input.shape) == len(weight.shape) == 2
+    if is_matrix and (not op.is_dequantized(weight) or (bias is not None and op.is_dequantized(bias))):
         return op("Gemm", input, weight, bias, transB=1)
-    y = op("MatMul", input, _transposed(op, weight))
+    if len(weight.shape) == 1:
+        # As a matrix: ONNX Runtime multiplies no empty batch with a vector.
+        column = op("MatMul", input, op("Unsqueeze", weight, op.integers(1)))
+        y = op("Squeeze", column, op.integers(-1))
+    else:
+        y = op("MatMul", input, _transposed(op, weight))
     return y if bias is None else op("Add", y, bias)
 
 
