@@ -1,7 +1,6 @@
 """The torchscript backend: TorchScript source from the graph, frozen, at any batch size.
 
-Cases not handled: see `operators.refusal`; devices other than the CPU; `torch.jit.optimize_for_inference`, whose
-weights are packed for one machine and cannot be saved.
+Cases not handled: see `operators.refusal`; devices other than the CPU.
 """
 
 from __future__ import annotations

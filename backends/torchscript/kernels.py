@@ -1,8 +1,7 @@
 """The layers of a frozen module on the kernels of oneDNN, their weights packed for this processor.
 
 The packed weights stay in memory: a file that holds them would run on one kind of processor alone. Residuals and
-activations stay the in-place operators of ATen that follow: fused into the kernels they measured no faster, and the
-kernels turn NaN into a number.
+activations stay the in-place operators of ATen that follow: the kernels' own relu and clamp turn NaN into a number.
 
 Not handled, and left as they are: weights that are no constants, other types than float32, convolutions whose weights
 are not stored channels-last (`layout` chooses them), processors without AVX2.
@@ -49,7 +48,7 @@ def _pack_linear(graph: Any, node: Any) -> bool:
     stored = _constant(weight)
     if not _is_weight(stored, 2) or not stored.is_contiguous():
         return False
-    # For any number of rows: packed for a given one, it was no faster at that.
+    # None: for any number of rows.
     packed = torch.ops.mkldnn._reorder_linear_weight(stored, None)
     graph.setInsertPoint(node)
     operands = [x, _packed(graph, packed), bias, *_no_activation(graph)]
