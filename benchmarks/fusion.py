@@ -24,18 +24,17 @@ from typing import Any
 
 import numpy as np
 import onnx
-import onnxruntime as ort
 import torch
 
 import burnish
 from benchmarks.models.full_size import full_size
+from benchmarks.sessions import Call, openvino_session, ort_session
 from benchmarks.timing import Interleaved, interleave, ratio
 from benchmarks.trained import efficientnet_lite0, minilm
 from burnish.compiler.numerics import worst_drift
 
 THREADS = 2
 CONTRIB = "com.microsoft"
-_EXPORT = "export.onnx"
 # Ours against theirs: on the same runtime, and on whatever is fastest.
 _GROUPS = {
     ("burnish ORT",): ("export + ORT", "+ onnxsim", "+ optimizer"),
@@ -69,21 +68,11 @@ def _head_of(data: dict[str, torch.Tensor]) -> Callable[[int], dict[str, torch.T
     return lambda batch: {name: value[:batch] for name, value in data.items()}
 
 
-Call = Callable[[dict[str, torch.Tensor]], Any]
-
-
 def candidates(case: Case, folder: Path, without: set[str]) -> dict[str, Call]:
     """Build what serves any batch size once: functions of the inputs."""
     example = case.inputs(2)
     found: dict[str, Call] = {"eager": _eager(case.model)}
-    try:
-        _export(case, example, folder)
-    except Exception as error:
-        # torch cannot export Swin with fused attention; its peers get the spelled-out kind.
-        case.failures["torch.onnx.export of the model as it is"] = _reason(error)
-        with _spelled_out_attention(case.model):
-            _export(case, example, folder)
-    found |= file_peers(case, folder, example, without)
+    found |= file_peers(case, export_file(case, folder), example, without)
     # torch.compile compiles for every batch size anew, and fails then if at all.
     _add(case, found, "torch.compile", lambda: _inductor(case.model), None, without)
     _add(case, found, "burnish ORT", lambda: _burnish(case, example, "onnxruntime"), example, without)
@@ -91,9 +80,19 @@ def candidates(case: Case, folder: Path, without: set[str]) -> dict[str, Call]:
     return found
 
 
-def file_peers(case: Case, folder: Path, example: dict[str, torch.Tensor], without: set[str]) -> dict[str, Call]:
+def export_file(case: Case, folder: Path) -> Path:
+    """Write the file of torch's own exporter, and return its path."""
+    try:
+        return _export(case, folder)
+    except Exception as error:
+        # torch cannot export Swin with fused attention; its peers get the spelled-out kind.
+        case.failures["torch.onnx.export of the model as it is"] = _reason(error)
+        with _spelled_out_attention(case.model):
+            return _export(case, folder)
+
+
+def file_peers(case: Case, export: Path, example: dict[str, torch.Tensor], without: set[str]) -> dict[str, Call]:
     """Build what runs the file of torch's own exporter."""
-    export = folder / _EXPORT
     found: dict[str, Call] = {}
 
     def add(name: str, make: Callable[[], Call]) -> None:
@@ -103,7 +102,7 @@ def file_peers(case: Case, folder: Path, example: dict[str, torch.Tensor], witho
     add("+ onnxsim", lambda: _session(_simplified(export), case, "+ onnxsim"))
     if case.name in _OPTIMIZER_TYPES:
         add("+ optimizer", lambda: _session(_optimized(export, _OPTIMIZER_TYPES[case.name]), case, "+ optimizer"))
-    add("OpenVINO", lambda: _openvino(export))
+    add("OpenVINO", lambda: openvino_session(export, THREADS))
     return found
 
 
@@ -142,10 +141,14 @@ def _eager(model: torch.nn.Module) -> Call:
     return call
 
 
-def _export(case: Case, example: dict[str, torch.Tensor], folder: Path) -> None:
+def _export(case: Case, folder: Path) -> Path:
+    example = case.inputs(2)
     dynamic = case.dynamic_shapes or {name: {0: torch.export.Dim.AUTO} for name in example}
-    path = folder / _EXPORT
-    torch.onnx.export(case.model, kwargs=example, f=path, dynamo=True, dynamic_shapes=dynamic, verbose=False)
+    path = folder / "export.onnx"
+    torch.onnx.export(
+        case.model, kwargs=example, f=path, dynamo=True, dynamic_shapes=dynamic, verbose=False, external_data=False
+    )
+    return path
 
 
 @contextlib.contextmanager
@@ -176,38 +179,13 @@ def _optimized(path: Path, kind: str) -> Path:
 
 
 def _session(path: Path, case: Case, name: str) -> Call:
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = THREADS
-    options.log_severity_level = 3
-    options.optimized_model_filepath = str(path.with_suffix(".loaded"))
-    session = ort.InferenceSession(path, options)
+    call = ort_session(path, THREADS)
     case.kernels[name] = _kernels(onnx.load(path.with_suffix(".loaded"), load_external_data=False))
-    names = [each.name for each in session.get_inputs()]
-
-    def call(inputs: dict[str, torch.Tensor]) -> Any:
-        feeds = dict(zip(names, (value.numpy() for value in inputs.values()), strict=True))
-        return session.run(None, feeds)
-
     return call
 
 
 def _kernels(model: onnx.ModelProto) -> Counter[str]:
     return Counter(f"{node.domain}:{node.op_type}" if node.domain else node.op_type for node in model.graph.node)
-
-
-def _openvino(path: Path) -> Call:
-    import openvino
-
-    properties = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": THREADS, "PERFORMANCE_HINT": "LATENCY"}
-    request = openvino.Core().compile_model(path, "CPU", properties).create_infer_request()
-
-    def call(inputs: dict[str, torch.Tensor]) -> Any:
-        # Shared in and out: nothing is copied that a user of OpenVINO would not copy.
-        return list(
-            request.infer([value.numpy() for value in inputs.values()], share_inputs=True, share_outputs=True).values()
-        )
-
-    return call
 
 
 def _inductor(model: torch.nn.Module) -> Call:
