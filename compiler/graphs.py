@@ -55,7 +55,12 @@ def copy_graph(graph: fx.Graph) -> fx.Graph:
     done: dict[fx.Node, fx.Node] = {}
     look_up = done.__getitem__
     for node in graph.nodes:
-        done[node] = copy.node_copy(node, look_up)
+        # The arguments come afterwards: those that a node is made with, fx walks once more (for raw symbolic sizes).
+        new = done[node] = copy.create_node(node.op, node.target, name=node.name, type_expr=node.type)
+        new.args = fx.node.map_arg(node.args, look_up)
+        if node.kwargs:
+            new.kwargs = fx.node.map_arg(node.kwargs, look_up)
+        new.meta.update(node.meta)
     return copy
 
 
@@ -133,7 +138,7 @@ def structural_key(graph: fx.Graph) -> int:
         if isinstance(value, fx.Node):
             return keys[value]
         if isinstance(value, (list, tuple)):
-            return tuple([of(each) for each in value])
+            return tuple([keys[each] if isinstance(each, fx.Node) else of(each) for each in value])
         if isinstance(value, dict):
             return tuple((name, of(each)) for name, each in sorted(value.items()))
         if isinstance(value, slice):
@@ -147,6 +152,6 @@ def structural_key(graph: fx.Graph) -> int:
     total = 0
     for node in graph.nodes:
         if node.op == "call_function":
-            keys[node] = key = hash((node.target, of(node.args), of(node.kwargs)))
+            keys[node] = key = hash((node.target, of(node.args), of(node.kwargs) if node.kwargs else ()))
             total += key
     return hash((of(output_of(graph).args), total))

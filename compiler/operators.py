@@ -53,6 +53,10 @@ _LAZY_NAMESPACES = {
 }
 
 
+# By identity, since an operator's own hash is a call of Python; the operator is kept, so that its identity stays its.
+_schemas: dict[int, tuple[Operator, Schema]] = {}
+
+
 @dataclass(frozen=True, slots=True)
 class Schema:
     """The arguments of an operator: names in order, defaults, how many may be given by position, and some by kind."""
@@ -104,11 +108,17 @@ def find_operator(name: str) -> Operator:
     raise BurnishError(f"no operator is called {name!r}: is the library that registers it imported?")
 
 
-@functools.cache
-def schema_of(target: Operator) -> Schema | None:
-    """Return the schema of `target`, or None for operators that have none (Python's, higher-order ones)."""
-    if not isinstance(target, OpOverload):
-        return None
+def schema_of(target: Operator | str) -> Schema | None:
+    """Return the schema of `target`, or None for what has none: Python's operators, higher-order ones, constants."""
+    known = _schemas.get(id(target))
+    if known is None:
+        if not isinstance(target, OpOverload):
+            return None
+        known = _schemas[id(target)] = target, _read_schema(target)
+    return known[1]
+
+
+def _read_schema(target: OpOverload[..., Any]) -> Schema:
     known = target._schema.arguments
     return Schema(
         names=tuple(each.name for each in known),
@@ -127,7 +137,10 @@ def arguments(node: fx.Node) -> dict[str, Any]:
     schema = schema_of(node.target)
     if schema is None:
         return {str(index): value for index, value in enumerate(node.args)} | dict(node.kwargs)
-    return {**schema.defaults, **dict(zip(schema.names, node.args, strict=False)), **node.kwargs}
+    values = dict(schema.defaults)
+    values.update(zip(schema.names, node.args, strict=False))
+    values.update(node.kwargs)
+    return values
 
 
 def argument(node: fx.Node, name: str) -> Any:

@@ -28,6 +28,10 @@ from burnish.compiler.typing_rules import infer
 __all__ = ["Rewriter", "Rule", "Skip", "StopRewriting", "rule"]
 
 
+# Part of a rewrite that has begun: nothing to count, nothing to end.
+_WITHIN = contextlib.nullcontext()
+
+
 class StopRewriting(Exception):  # noqa: N818  a signal, not an error
     """The rewrite limit is reached: the pass ends here, with a whole Program."""
 
@@ -162,13 +166,19 @@ class Rewriter:
         with self._grouped("insert"):
             graph = anchor.graph
             with graph.inserting_before(anchor):
-                node = graph.call_function(target, args, kwargs or {})
+                node = graph.create_node("call_function", target)
+            # Not before: fx walks the arguments that a node is made with once more (for raw symbolic sizes).
+            node.args = args
+            if kwargs:
+                node.kwargs = kwargs
             for each in node.all_input_nodes:
                 # Where the node of a constant stands means nothing.
                 if each.op == "get_attr" and not each < node:
                     node.prepend(each)
-            short = operator_name(target).split(".")
-            node.meta["name"] = self._table(graph).unique(name or f"{name_of(anchor)}.{short[min(1, len(short) - 1)]}")
+            if not name:
+                short = operator_name(target).split(".")
+                name = f"{name_of(anchor)}.{short[min(1, len(short) - 1)]}"
+            node.meta["name"] = self._table(graph).unique(name)
             set_provenance(node, merged(list(origins) or [anchor], self._maker("insert")))
             if isinstance(like, tuple):
                 node.meta["val"] = tuple([each.meta["val"] for each in like])
@@ -321,11 +331,13 @@ class Rewriter:
 
         New nodes, and the users of replaced ones, are visited again. Raises BurnishError when rules undo each other.
         """
-        table: dict[Any, list[Rule]] = {}
+        # By identity: an operator is itself alone, and its own hash is a call of Python.
+        table: dict[int, list[Rule]] = {}
         for each in rules:
             for root in each.roots:
-                table.setdefault(root, []).append(each)
-        queue = deque(node for _, graph in self.program.all_graphs() for node in graph.nodes if node.target in table)
+                table.setdefault(id(root), []).append(each)
+        graphs = [graph for _, graph in self.program.all_graphs()]
+        queue = deque([node for graph in graphs for node in graph.nodes if id(node.target) in table])
         budget = 100 + 20 * len(queue)
         waiting = set(queue)
         self._fresh.clear()
@@ -334,7 +346,7 @@ class Rewriter:
             waiting.discard(node)
             if node in self._erased:
                 continue
-            for each in table.get(node.target, ()):
+            for each in table.get(id(node.target), ()):
                 before = self.rewrites
                 # A rule counts as one rewrite from its first change on, and as none when it only looked.
                 self._trying = self._pending = each.name
@@ -348,7 +360,7 @@ class Rewriter:
                         raise BurnishError(f"rule {each.name!r} never comes to rest: two rules undo each other")
                 while self._fresh:
                     fresh = self._fresh.popleft()
-                    if fresh.target in table and fresh not in waiting and fresh not in self._erased:
+                    if id(fresh.target) in table and fresh not in waiting and fresh not in self._erased:
                         waiting.add(fresh)
                         queue.append(fresh)
                 if node in self._erased:
@@ -356,16 +368,11 @@ class Rewriter:
 
     # -- bookkeeping --------------------------------------------------------------------------------------------
 
-    @contextlib.contextmanager
-    def _grouped(self, name: str) -> Iterator[None]:
+    def _grouped(self, name: str) -> contextlib.AbstractContextManager[None]:
         if self._rule is None and self._pending is not None:
             self._count(self._pending)
             self._rule = self._pending
-        if self._rule is not None:
-            yield
-            return
-        with self.rewrite(name):
-            yield
+        return _WITHIN if self._rule is not None else self.rewrite(name)
 
     def _count(self, name: str) -> None:
         if self.limit is not None and self.rewrites >= self.limit:

@@ -19,8 +19,8 @@ def tensor_of(value: Any) -> torch.Tensor | None:
 
 def shape_of(value: Any) -> tuple[int | torch.SymInt, ...] | None:
     """Return the shape of the node `value`; None when it is no tensor."""
-    found = tensor_of(value)
-    return None if found is None else tuple(found.shape)
+    found = value.meta.get("val") if isinstance(value, fx.Node) else None
+    return tuple(found.shape) if isinstance(found, torch.Tensor) else None
 
 
 def same_shape(a: Sequence[int | torch.SymInt] | None, b: Sequence[int | torch.SymInt] | None) -> bool:

@@ -12,8 +12,7 @@ from __future__ import annotations
 import functools
 import operator
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import sympy
 import torch
@@ -42,8 +41,7 @@ _REGROUPS = {
 _SPLITS = ("aten.split_with_sizes", "aten.split.Tensor", "aten.chunk")
 
 
-@dataclass(frozen=True, slots=True)
-class Atom:
+class Atom(NamedTuple):
     """`size` steps of `stride` elements along dimension `dim` of the base; along none where `dim` is None: repeats."""
 
     dim: int | None
@@ -54,8 +52,7 @@ class Atom:
 Dim = tuple[Atom, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Layout:
+class Layout(NamedTuple):
     """A view of a tensor: its dimensions, outer atoms first, and where it starts in every dimension of the tensor."""
 
     dims: tuple[Dim, ...]
@@ -143,9 +140,9 @@ def _follow(node: fx.Node, layout: Layout) -> Layout | None:
     if node.target is operator.getitem:
         several, index = node.args
         return _part(several, index, layout) if isinstance(several, fx.Node) and isinstance(index, int) else None
-    found, rank = arguments(node), len(layout.dims)
     if node.target in _REGROUPS:
         return None if _squeezes_dynamic(node) else _regroup(layout, [size_of(size) for size in shape])
+    found, rank = arguments(node), len(layout.dims)
     if calls(node, "aten.permute"):
         return Layout(tuple(layout.dims[dim] for dim in found["dims"]), layout.starts)
     if calls(node, "aten.expand"):
