@@ -8,32 +8,23 @@ onnxruntime.transformers.optimizer; the same file in OpenVINO; torch.compile wit
 
 from __future__ import annotations
 
-import argparse
 import contextlib
-import functools
-import json
-import logging
-import os
 import tempfile
-import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import onnx
 import torch
 
 import burnish
+from benchmarks.comparison import THREADS, against, eager, measure_batch, reason, run
 from benchmarks.models.full_size import full_size
 from benchmarks.sessions import Call, openvino_session, ort_session
-from benchmarks.timing import Interleaved, interleave, ratio
 from benchmarks.trained import efficientnet_lite0, minilm
-from burnish.compiler.numerics import worst_drift
 
-THREADS = 2
 CONTRIB = "com.microsoft"
 # Ours against theirs: on the same runtime, and on whatever is fastest.
 _GROUPS = {
@@ -55,11 +46,16 @@ class Case:
     kernels: dict[str, Counter[str]] = field(default_factory=dict)
 
 
-def cases() -> Iterator[Case]:
-    """Yield the models of the issue: ten with random weights, two trained."""
+def cases(wanted: str) -> Iterator[Case]:
+    """Yield ten models with random weights and two trained ones, those whose name holds a word of `wanted`."""
+    words = wanted.split(",")
     for entry in full_size():
-        yield Case(entry.name, entry.model(), entry.inputs)  # type: ignore[arg-type]
-    for trained in (efficientnet_lite0(), minilm()):
+        if any(word in entry.name for word in words):
+            yield Case(entry.name, entry.model(), entry.inputs)  # type: ignore[arg-type]
+    for make, name in ((efficientnet_lite0, "efficientnet-lite0"), (minilm, "minilm-l6")):
+        if not any(word in name for word in words):
+            continue
+        trained = make()
         data = trained.data if isinstance(trained.data, dict) else dict(zip(("inputs",), trained.data, strict=True))
         yield Case(trained.name.lower(), trained.model, _head_of(data), trained.dynamic_shapes)
 
@@ -71,7 +67,7 @@ def _head_of(data: dict[str, torch.Tensor]) -> Callable[[int], dict[str, torch.T
 def candidates(case: Case, folder: Path, without: set[str]) -> dict[str, Call]:
     """Build what serves any batch size once: functions of the inputs."""
     example = case.inputs(2)
-    found: dict[str, Call] = {"eager": _eager(case.model)}
+    found: dict[str, Call] = {"eager": eager(case.model)}
     found |= file_peers(case, export_file(case, folder), example, without)
     # torch.compile compiles for every batch size anew, and fails then if at all.
     _add(case, found, "torch.compile", lambda: _inductor(case.model), None, without)
@@ -86,7 +82,7 @@ def export_file(case: Case, folder: Path) -> Path:
         return _export(case, folder)
     except Exception as error:
         # torch cannot export Swin with fused attention; its peers get the spelled-out kind.
-        case.failures["torch.onnx.export of the model as it is"] = _reason(error)
+        case.failures["torch.onnx.export of the model as it is"] = reason(error)
         with _spelled_out_attention(case.model):
             return _export(case, folder)
 
@@ -123,22 +119,7 @@ def _add(
             call(example)
         found[name] = call
     except Exception as error:
-        case.failures[name] = _reason(error)
-
-
-def _reason(error: BaseException) -> str:
-    """Return the first line of what went wrong first."""
-    while error.__cause__ is not None:
-        error = error.__cause__
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:100]
-
-
-def _eager(model: torch.nn.Module) -> Call:
-    def call(inputs: dict[str, torch.Tensor]) -> Any:
-        with torch.no_grad():
-            return model(**inputs)
-
-    return call
+        case.failures[name] = reason(error)
 
 
 def _export(case: Case, folder: Path) -> Path:
@@ -194,7 +175,7 @@ def _inductor(model: torch.nn.Module) -> Call:
     settings.freezing = True  # type: ignore[attr-defined]
     torch._dynamo.reset()
     compiled = torch.compile(model, dynamic=False)
-    return _eager(compiled)  # type: ignore[arg-type]
+    return eager(compiled)  # type: ignore[arg-type]
 
 
 def _burnish(case: Case, example: dict[str, torch.Tensor], runtime: str) -> Call:
@@ -211,54 +192,21 @@ def _burnish(case: Case, example: dict[str, torch.Tensor], runtime: str) -> Call
     return lambda inputs: compiled(**inputs)
 
 
-def _drift(actual: Any, expected: Any) -> float:
-    leaves = torch.utils._pytree.tree_leaves
-    found = [
-        torch.from_numpy(np.asarray(each)) if not isinstance(each, torch.Tensor) else each for each in leaves(actual)
-    ]
-    return worst_drift(found[:1], leaves(expected)[:1])
+def measure(wanted: str, batches: list[int], blocks: int, without: set[str]) -> list[dict[str, Any]]:
+    """Return a row for every model and batch size."""
+    return [row for case in cases(wanted) for row in _measure(case, batches, blocks, without)]
 
 
-def measure(case: Case, batches: list[int], blocks: int, without: set[str]) -> list[dict[str, Any]]:
-    """Return a row for every batch size."""
-    rows = []
+def _measure(case: Case, batches: list[int], blocks: int, without: set[str]) -> list[dict[str, Any]]:
     with tempfile.TemporaryDirectory() as folder:
         known = candidates(case, Path(folder), without)
-        for batch in batches:
-            inputs = case.inputs(batch)
-            expected = known["eager"](inputs)
-            drift = {name: _drift(call(inputs), expected) for name, call in known.items()}
-            calls = {name: functools.partial(call, inputs) for name, call in known.items()}
-            times = interleave(calls, blocks=blocks)
-            rows.append({"model": case.name, "batch": batch, "drift": drift, "times": times, "against": {}})
-            show(rows[-1])
+        rows = [measure_batch(case.name, known, case.inputs(batch), blocks, _GROUPS) for batch in batches]
     for name, why in case.failures.items():
         print(f"    {name} failed: {why}")
     show_kernels(case)
     for row in rows:
         row["kernels"] = {name: sum(counts.values()) for name, counts in case.kernels.items()}
     return rows
-
-
-def show(row: dict[str, Any]) -> None:
-    """Print one row: time as a ratio to eager, and burnish against the best of each group of peers."""
-    times: dict[str, Interleaved] = row["times"]
-    print(f"{row['model']}, batch {row['batch']}: eager {times['eager'].median * 1e3:.1f} ms")
-    for name, found in list(times.items())[1:]:
-        drift = f"drift {row['drift'][name]:.0e}"
-        print(f"    {name:14}{found.median * 1e3:9.2f} ms  {found.ratio:5.3f} +- {found.spread:.3f}   {drift}")
-    for ours, peers in _GROUPS.items():
-        best, peer = (
-            min((n for n in names if n in times), key=lambda n: times[n].median, default=None)
-            for names in (ours, peers)
-        )
-        if best is not None and peer is not None:
-            row["against"][peer] = (best, *ratio(times[best].blocks, times[peer].blocks))
-            middle, spread = row["against"][peer][1:]
-            verdict = (
-                "faster" if middle + spread < 1 else "equal within the spread" if middle - spread <= 1 else "SLOWER"
-            )
-            print(f"    {best} / {peer}: {middle:.3f} +- {spread:.3f}  {verdict}")
 
 
 def show_kernels(case: Case) -> None:
@@ -277,40 +225,11 @@ def summary(rows: list[dict[str, Any]]) -> str:
     ]
     for row in rows:
         kernels = [str(row["kernels"].get(name, "-")) for name in ("export + ORT", "burnish ORT")]
-        against = []
-        for peers in _GROUPS.values():
-            found = next(((peer, each) for peer, each in row["against"].items() if peer in peers), None)
-            if found is None:
-                against.append("none ran")
-            else:
-                peer, (best, middle, spread) = found
-                against.append(f"{middle:.3f} +- {spread:.3f} ({best} / {peer})")
+        compared = [against(row, peers) for peers in _GROUPS.values()]
         worst = max(row["drift"][name] for name in ("burnish ORT", "burnish OV") if name in row["drift"])
-        lines.append(f"| {row['model']} | {row['batch']} | {' | '.join([*kernels, *against])} | {worst:.0e} |")
+        lines.append(f"| {row['model']} | {row['batch']} | {' | '.join([*kernels, *compared])} | {worst:.0e} |")
     return "\n".join(lines)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--filter", default="", help="only models whose name contains one of these, comma-separated")
-    parser.add_argument("--batches", default="1,8")
-    parser.add_argument("--blocks", type=int, default=9)
-    parser.add_argument("--without", default="", help="candidates to leave out, comma-separated")
-    parser.add_argument("--json", default="", help="write the figures here")
-    chosen = parser.parse_args()
-    os.environ.setdefault("OMP_NUM_THREADS", str(THREADS))
-    torch.set_num_threads(THREADS)
-    logging.disable(logging.WARNING)
-    warnings.simplefilter("ignore")
-    rows: list[dict[str, Any]] = []
-    for case in cases():
-        if any(each in case.name for each in chosen.filter.split(",")):
-            without = {each for each in chosen.without.split(",") if each}
-            rows += measure(case, [int(each) for each in chosen.batches.split(",")], chosen.blocks, without)
-    print(summary(rows))
-    if chosen.json:
-        Path(chosen.json).write_text(json.dumps(rows, default=lambda value: value.__dict__, indent=1))
-
-
 if __name__ == "__main__":
-    main()
+    run(__doc__, measure, summary)
