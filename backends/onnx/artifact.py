@@ -16,6 +16,8 @@ import onnx
 import torch
 
 from burnish.backends.onnx.files import save_model
+from burnish.backends.onnx.integer_kernels import IntegerKernels, macs_of
+from burnish.backends.onnx.integer_reasons import Reasons
 from burnish.backends.onnx.model import Model
 from burnish.backends.onnx.openvino_session import OpenVinoSession
 from burnish.backends.onnx.session import Session
@@ -23,7 +25,7 @@ from burnish.backends.onnx.settings import Settings
 from burnish.backends.onnx.trace import rows_of
 from burnish.compiler.binding import Binding
 from burnish.compiler.capture import Inputs, as_arguments
-from burnish.compiler.errors import InputError
+from burnish.compiler.errors import BackendError, InputError
 from burnish.compiler.measure import Timing, benchmark
 from burnish.compiler.profile import Profile
 
@@ -54,6 +56,7 @@ class OnnxArtifact:
         self._program = program
         self._runtime = OpenVinoSession if settings.runtime == "openvino" else Session
         self._session: Session | OpenVinoSession | None = None
+        self._integers: IntegerKernels | None = None
         self._state: dict[str, torch.Tensor] = {}
         self.reset()
 
@@ -131,9 +134,33 @@ class OnnxArtifact:
         """Return how many nodes of each operator the runtime's own optimized graph has: the kernels that run."""
         return self._runtime.node_counts(self.model, self.settings)
 
+    def integer_kernels(self) -> IntegerKernels:
+        """Return which kernels of the runtime's own optimized graph compute in integers, and why the others do not.
+
+        Multiply-adds are known where the artifact was emitted in this process.
+
+        Raises:
+            BackendError: the runtime refuses the model, or is not ONNX Runtime's CPU provider or OpenVINO.
+        """
+        if self._integers is None:
+            if self.settings.providers != ("CPUExecutionProvider",):
+                raise BackendError("integer kernels are counted for ONNX Runtime's CPU provider and for OpenVINO only")
+            if self._session is None or not self._session.is_inspected:
+                self._session = self._runtime(self.model, self.settings, inspected=True)
+            reasons = Reasons(self.model.graph.graph, self.settings.runtime, self.settings.graph_optimization)
+            kernels = self._session.kernel_types(self.model.places(), reasons)
+            self._integers = IntegerKernels.of(kernels, macs_of(self._program) if self._program is not None else {})
+        return self._integers
+
     def notes(self) -> list[str]:
-        """Return what the user should know of the lowering."""
-        return [*self._notes, *self._runtime.NOTES]
+        """Return what the user should know of the lowering; of a quantized Program, how much became integer kernels."""
+        notes = [*self._notes, *self._runtime.NOTES]
+        if self._program is None or not self.model.is_quantized():
+            return notes
+        try:
+            return [*notes, *self.integer_kernels().summary()]
+        except BackendError as error:
+            return [*notes, f"integer kernels are not counted: {error}"]
 
     def size(self) -> int:
         """Return the bytes of the artifact when saved, to within the length of the metadata."""

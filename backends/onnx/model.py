@@ -7,7 +7,7 @@ how ONNX Runtime gets them, so that a model above protobuf's 2 GB needs no file 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -102,12 +102,14 @@ class Place:
         node: the Program's node.
         operator: its ONNX operator.
         before: the graph nodes whose results it reads.
+        name: the graph node; "" where it is not known.
     """
 
     module: str
     node: str
     operator: str
     before: tuple[str, ...] = ()
+    name: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,6 +140,12 @@ class Model:
                 live.update(node.output)
         return frozenset(value.name for value in self.graph.graph.output if value.name not in live)
 
+    def is_quantized(self) -> bool:
+        """Tell whether the graph quantizes or dequantizes anything."""
+        return any(
+            "QuantizeLinear" in node.op_type or node.op_type == "DequantizeLinear" for node in _nodes(self.graph.graph)
+        )
+
     def places(self) -> dict[str, Place]:
         """Return where every node of the graph comes from, by its name."""
         producers = {value: node.name for node in self.graph.graph.node for value in node.output}
@@ -145,7 +153,7 @@ class Model:
         for node in self.graph.graph.node:
             data = {entry.key: entry.value for entry in node.metadata_props}
             before = tuple(producers[value] for value in node.input if value in producers)
-            found[node.name] = Place(data.get(MODULE, ""), data.get(NODE, ""), node.op_type, before)
+            found[node.name] = Place(data.get(MODULE, ""), data.get(NODE, ""), node.op_type, before, node.name)
         return found
 
     def check(self) -> None:
@@ -174,6 +182,15 @@ class Model:
         """Return the bytes of graph and weights."""
         weights = sum(each.nbytes for each in self.weights.values())
         return int(self.graph.ByteSize()) + weights + sum(each.nbytes for each in self.initial.values())
+
+
+def _nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
+    """Yield all nodes, those of branches too."""
+    for node in graph.node:
+        yield node
+        for attribute in node.attribute:
+            if attribute.HasField("g"):
+                yield from _nodes(attribute.g)
 
 
 def model_of(lowered: Lowered, binding: Binding, constants: Mapping[str, torch.Tensor]) -> Model:

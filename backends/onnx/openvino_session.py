@@ -17,8 +17,11 @@ from typing import Any, ClassVar
 
 import torch
 
+from burnish.backends.onnx.integer_kernels import KernelType
+from burnish.backends.onnx.integer_reasons import Reasons
 from burnish.backends.onnx.model import Model, Place
 from burnish.backends.onnx.openvino_graph import graph_for_openvino
+from burnish.backends.onnx.openvino_integers import kernel_types
 from burnish.backends.onnx.openvino_profile import count_kernels, kernels_of
 from burnish.backends.onnx.session import ready
 from burnish.backends.onnx.settings import Settings
@@ -52,6 +55,7 @@ class OpenVinoSession:
 
     Args:
         profiled: keep the time of each kernel, for `kernels`.
+        inspected: as for ONNX Runtime; OpenVINO can always tell.
 
     Raises:
         BackendError: OpenVINO refuses the model or a property; the message is its own.
@@ -60,7 +64,7 @@ class OpenVinoSession:
 
     NOTES: ClassVar[tuple[str, ...]] = ("OpenVINO computes 64-bit integers in 32 bits, and float64 in float32",)
 
-    def __init__(self, model: Model, settings: Settings, *, profiled: bool = False) -> None:
+    def __init__(self, model: Model, settings: Settings, *, profiled: bool = False, inspected: bool = False) -> None:
         openvino, core = _openvino()
         self._openvino = openvino
         # OpenVINO refers to the tensors' memory: they must live as long as the session.
@@ -122,6 +126,20 @@ class OpenVinoSession:
         assert self._infos is not None, "the session is not profiled"
         # The first run allocates and warms up.
         return kernels_of(self.compiled, self._infos[1:] or self._infos, self._graph, places)
+
+    @property
+    def is_inspected(self) -> bool:
+        """`kernel_types` can tell."""
+        return True
+
+    def kernel_types(self, places: Mapping[str, Place], reasons: Reasons) -> list[KernelType]:
+        """Return the kernels that are, or could be, integer ones.
+
+        Args:
+            places: where each graph node comes from.
+            reasons: of the graph.
+        """
+        return list(kernel_types(self.compiled, self._graph, places, reasons))
 
     @classmethod
     def node_counts(cls, model: Model, settings: Settings) -> Counter[str]:

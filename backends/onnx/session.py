@@ -19,7 +19,10 @@ import onnxruntime as ort
 import torch
 from onnxruntime.capi import onnxruntime_pybind11_state as bindings
 
-from burnish.backends.onnx.model import DTYPES, Model, Place
+from burnish.backends.onnx.integer_kernels import KernelType
+from burnish.backends.onnx.integer_reasons import Reasons
+from burnish.backends.onnx.model import DTYPES, INLINE_BYTES, Model, Place
+from burnish.backends.onnx.ort_integers import kernel_types
 from burnish.backends.onnx.settings import Settings
 from burnish.backends.onnx.trace import Kernel, kernels_of_trace
 from burnish.compiler.errors import BackendError
@@ -34,7 +37,7 @@ class Session:
 
     Args:
         profiled: keep the time of each kernel, for `kernels`.
-        optimized: path for ONNX Runtime's own optimized graph.
+        inspected: keep ONNX Runtime's own optimized graph, without its weights, for `kernel_types`.
 
     Raises:
         BackendError: ONNX Runtime refuses the model.
@@ -42,20 +45,16 @@ class Session:
 
     NOTES: ClassVar[tuple[str, ...]] = ()
 
-    def __init__(self, model: Model, settings: Settings, *, profiled: bool = False, optimized: str = "") -> None:
+    def __init__(self, model: Model, settings: Settings, *, profiled: bool = False, inspected: bool = False) -> None:
         self._folder = tempfile.TemporaryDirectory() if profiled else None
         options = settings.session(profile=str(Path(self._folder.name) / "trace") if self._folder else "")
-        if optimized:
-            options.optimized_model_filepath = optimized
         # ONNX Runtime refers to the tensors' memory: they must live as long as the session.
         self._weights = [weight.detach() for weight in model.weights.values()]
         try:
             values = [ort.OrtValue(_wrap(weight)) for weight in self._weights]
             if values:
                 options.add_external_initializers(list(model.weights), values)
-            self.session = ort.InferenceSession(
-                model.graph.SerializeToString(), options, providers=list(settings.providers)
-            )
+            self.session, self.optimized = _open(model, settings, options, inspected)
         except Exception as error:
             raise BackendError(f"ONNX Runtime cannot load the graph: {error}") from error
         self._values = values
@@ -108,6 +107,21 @@ class Session:
             text = Path(self.session.end_profiling()).read_text()
         return list(kernels_of_trace(text, places))
 
+    @property
+    def is_inspected(self) -> bool:
+        """`kernel_types` can tell."""
+        return self.optimized is not None
+
+    def kernel_types(self, places: Mapping[str, Place], reasons: Reasons) -> list[KernelType]:
+        """Return the kernels that are, or could be, integer ones, of an inspected session.
+
+        Args:
+            places: where each graph node comes from.
+            reasons: of the graph.
+        """
+        assert self.optimized is not None, "the session is not inspected"
+        return list(kernel_types(self.optimized, places, reasons))
+
     @classmethod
     def node_counts(cls, model: Model, settings: Settings) -> Counter[str]:
         """Return how many nodes of each operator ONNX Runtime's own optimized graph has.
@@ -115,10 +129,8 @@ class Session:
         Raises:
             BackendError: ONNX Runtime refuses the model.
         """
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / "optimized.onnx"
-            cls(model, settings, optimized=str(path))
-            graph = onnx.load(path, load_external_data=False).graph
+        graph = cls(model, settings, inspected=True).optimized
+        assert graph is not None
         return Counter(node.op_type for node in graph.node)
 
 
@@ -127,6 +139,23 @@ def ready(value: Any, dtype: torch.dtype) -> torch.Tensor:
     if not isinstance(value, torch.Tensor):
         return torch.tensor(value, dtype=dtype)
     return value.detach().to("cpu").contiguous().resolve_conj().resolve_neg()
+
+
+def _open(
+    model: Model, settings: Settings, options: ort.SessionOptions, inspected: bool
+) -> tuple[ort.InferenceSession, onnx.GraphProto | None]:
+    graph, providers = model.graph.SerializeToString(), list(settings.providers)
+    if not inspected:
+        return ort.InferenceSession(graph, options, providers=providers), None
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "optimized.onnx"
+        options.optimized_model_filepath = str(path)
+        # Beside the graph: within it, they would have to be read too, and 2 GB is the most that it holds.
+        options.add_session_config_entry("session.optimized_model_external_initializers_file_name", "weights")
+        size = "session.optimized_model_external_initializers_min_size_in_bytes"
+        options.add_session_config_entry(size, str(INLINE_BYTES))
+        session = ort.InferenceSession(graph, options, providers=providers)
+        return session, onnx.load(path, load_external_data=False).graph
 
 
 def _wrap(tensor: torch.Tensor) -> Any:

@@ -10,7 +10,7 @@ from typing import Any
 from burnish.backends.onnx.model import Place
 from burnish.compiler.profile import ProfileRow
 
-__all__ = ["Kernel", "kernels_of_trace", "rows_of", "work_of"]
+__all__ = ["Kernel", "find_place", "kernels_of_trace", "rows_of", "work_of"]
 
 _SUFFIX = "_kernel_time"
 # Nodes between a kernel's main operator and the last one fused into it: batch norm, add, activation.
@@ -58,7 +58,7 @@ def kernels_of_trace(text: str, places: Mapping[str, Place]) -> Iterator[Kernel]
     """
     runs, times = _times(json.loads(text))
     for (name, operator), seconds in times.items():
-        yield Kernel(name, operator, seconds / runs, (_find(name, operator, places),))
+        yield Kernel(name, operator, seconds / runs, (find_place(name, operator, places),))
 
 
 def work_of(place: Place, operator: str, places: Mapping[str, Place]) -> Place:
@@ -67,6 +67,24 @@ def work_of(place: Place, operator: str, places: Mapping[str, Place]) -> Place:
     while current.operator not in operator and current.before and steps < _FUSED:
         current, steps = places[current.before[0]], steps + 1
     return current if current.operator in operator else place
+
+
+def find_place(name: str, operator: str, places: Mapping[str, Place]) -> Place:
+    """Return the place of a kernel of ONNX Runtime; an empty one where there is none.
+
+    Args:
+        name: of the kernel.
+        operator: what it is; of nodes that it may stand for, one with this operator counts.
+        places: where each node of the graph before comes from.
+    """
+    if name not in places:
+        # A node that ONNX Runtime fused or inserted has the name of one that it replaced within its own.
+        within = [known for known in places if known and known in name]
+        if not within:
+            return Place("", "", operator)
+        name = max(within, key=len)
+    # What ONNX Runtime fused may be named after the last node (the activation): the work is that of one before.
+    return work_of(places[name], operator, places)
 
 
 def _times(events: list[dict[str, Any]]) -> tuple[int, dict[tuple[str, str], float]]:
@@ -80,14 +98,3 @@ def _times(events: list[dict[str, Any]]) -> tuple[int, dict[tuple[str, str], flo
             key = (name.removesuffix(_SUFFIX), str(event["args"].get("op_name", "")))
             times[key] = times.get(key, 0.0) + event["dur"] * 1e-6
     return max(len(ends) - 1, 1), times
-
-
-def _find(name: str, operator: str, places: Mapping[str, Place]) -> Place:
-    if name not in places:
-        # A node that ONNX Runtime fused or inserted has the name of one that it replaced within its own.
-        within = [known for known in places if known and known in name]
-        if not within:
-            return Place("", "", operator)
-        name = max(within, key=len)
-    # What ONNX Runtime fused may be named after the last node (the activation): the work is that of one before.
-    return work_of(places[name], operator, places)
