@@ -90,7 +90,7 @@ class Settings:
         _require("opset", opset, isinstance(opset, int) and opset in _OPSETS, "from 18 to 23")
         simplify = "auto" if found["simplify"] is None else found["simplify"]
         _require("simplify", simplify, simplify == "auto" or isinstance(simplify, bool), "true, false or 'auto'")
-        _require("threads", found["threads"], found["threads"] >= 0, "0 (a thread a core) or more")
+        _require("threads", found["threads"], 0 <= found["threads"] < 2**31, "0 (a thread a core) or more")
         _require("runtime", found["runtime"], found["runtime"] in _RUNTIMES, f"one of {', '.join(_RUNTIMES)}")
         if found["runtime"] == "openvino":
             _check_openvino(options)

@@ -43,6 +43,8 @@ _VIEWS = 4
 # How many times a layer's result a shift may be. Folding changes the order of sums, and each is then rounded in units
 # of the shift; fold-batch-norm measured the same two bounds.
 _MOST_BEHIND, _MOST_BEFORE = 64.0, 8.0
+# Factors in a row stay where one is larger than this, or as small: x * 1e-30 * 1e-30 * 1e30 is zero.
+_MOST_FACTOR = 1e10
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +79,8 @@ def factors_in_a_row(node: fx.Node, rewriter: Rewriter) -> None:
     try:
         single_user(outer.source)
         _check_number(factor, node.meta["val"].dtype)
+        for each in (inner.scale, outer.scale):
+            _check_moderate(float(each))
     except Refusal as refusal:
         rewriter.skip(node, str(refusal))
         return
@@ -203,6 +207,11 @@ def _check_number(factor: float, dtype: torch.dtype) -> None:
         raise Refusal(f"the product of its factors is {factor:g}, outside the range of its dtype")
     if dtype not in WIDE and float(torch.tensor(factor, dtype=torch.float64).frexp().mantissa.abs()) != 0.5:
         raise Refusal("it computes in half precision, where factors in a row round differently")
+
+
+def _check_moderate(factor: float) -> None:
+    if not 1 / _MOST_FACTOR <= abs(factor) <= _MOST_FACTOR:
+        raise Refusal(f"one of its factors is {factor:g}, which may take values to zero or infinity on the way")
 
 
 def _channel_axis(layer: AffineLayer) -> int:

@@ -237,6 +237,7 @@ def test_opsets(opset: int) -> None:
         ({"opset": 12}, "from 18 to 23"),
         ({"simplify": "maybe"}, "true, false or 'auto'"),
         ({"threads": -1}, "'threads'"),
+        ({"threads": 2**31}, "'threads'"),
         ({"providers": ["NoProvider"]}, "CPUExecutionProvider"),
         ({"graph_optimization": "most"}, "disabled, basic"),
         ({"session_options": 3}, "a dict"),

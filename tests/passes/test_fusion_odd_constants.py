@@ -51,3 +51,27 @@ def test_linear_layers_with_other_constants(name: str, dialect: str) -> None:
     for batch in (1, 0, 5):
         x = torch.randn(batch, 4, 8)
         torch.testing.assert_close(compiled(x), model(x), rtol=1e-4, atol=1e-5)
+
+
+def test_angles_that_are_the_same_at_all_positions() -> None:
+    class Rotated(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            heads = x.view(*x.shape[:2], 2, 8).transpose(1, 2)
+            a, b = heads.chunk(2, -1)
+            angles = torch.arange(8.0) % 4
+            return (heads * angles.cos() + torch.cat([-b, a], -1) * angles.sin()).transpose(1, 2).flatten(2)
+
+    compiled = burnish.compile(Rotated(), inputs=(torch.randn(3, 5, 16),), progress=False)
+    x = torch.randn(2, 5, 16)
+    torch.testing.assert_close(compiled(x), Rotated()(x), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("keepdim", [True, False])
+def test_means_of_double_precision(keepdim: bool) -> None:
+    class Mean(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x.mean((2, 3), keepdim=keepdim)
+
+    compiled = burnish.compile(Mean(), inputs=(torch.randn(3, 4, 5, 5, dtype=torch.float64),), progress=False)
+    x = torch.randn(2, 4, 5, 5, dtype=torch.float64)
+    torch.testing.assert_close(compiled(x), Mean()(x), rtol=1e-12, atol=1e-12)

@@ -10,6 +10,8 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+import onnx_ir as ir
+
 from burnish.backends.onnx.translations.builder import Builder
 
 __all__ = ["activate", "conv_act", "convolution", "element_count", "linear", "linear_act", "mean", "quick_gelu"]
@@ -75,7 +77,8 @@ def mean(op: Builder, input: Any, dim: Sequence[int] | None, keepdim: bool = Fal
     rank = len(input.shape)
     axes = sorted(each % rank for each in dim) if dim else list(range(rank))
     x = input if dtype in (None, -1) else op("Cast", input, to=dtype)
-    if rank in (4, 5) and axes == list(range(2, rank)):
+    double = ir.DataType.DOUBLE in (input.dtype, dtype)  # ONNX Runtime pools float32 only
+    if not double and rank in (4, 5) and axes == list(range(2, rank)):
         pooled = op("GlobalAveragePool", x)
         return pooled if keepdim else op("Squeeze", pooled, op.integers(*axes))
     return op("ReduceMean", x, op.integers(*axes), keepdims=int(keepdim)) if rank else x

@@ -14,7 +14,8 @@ _SINCE = 23
 def rotary_embedding(op: Builder, input: Any, cos: Any, sin: Any, *, heads: int, interleaved: bool = False) -> Any:
     """RotaryEmbedding, ONNX Runtime's or (from opset 23) ONNX's; or slices, products and a Concat."""
     size, half = input.shape[2] // heads, cos.shape[-1]
-    by_position = len(cos.shape) == 2 or cos.shape[0] == 1
+    # One row for all positions ONNX Runtime's operator refuses.
+    by_position = (len(cos.shape) == 2 or cos.shape[0] == 1) and (cos.shape[-2] != 1 or input.shape[1] == 1)
     table = op.integers(-1, half)
     partial = 2 * half if 2 * half != size else 0
     if op.may_use_contrib(input) and by_position and size % 8 == 0:
