@@ -10,8 +10,8 @@ import burnish.testing
 NAMES = [
     "BackendError", "BurnishError", "CaptureError", "Compiled", "Context", "Exact", "Fact", "FileFormatError",
     "InputError", "Lossy", "MissingDependencyError", "OptionError", "Pass", "PassError", "Pipeline", "PipelineError",
-    "Program", "Reassociates", "Rewriter", "TextError", "VerificationError", "capture", "compile", "load",
-    "register_backend", "register_pass", "rule",
+    "Program", "Reassociates", "Rewriter", "Sensitivity", "TextError", "VerificationError", "capture", "compile",
+    "load", "register_backend", "register_pass", "rule", "sensitivity",
 ]  # fmt: skip
 
 

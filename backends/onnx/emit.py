@@ -9,6 +9,7 @@ Not handled: what `check` finds.
 
 from __future__ import annotations
 
+import contextlib
 import re
 from dataclasses import dataclass
 from typing import Any
@@ -89,15 +90,19 @@ def lower(program: Program, opset: int, standard: bool) -> Lowered:
 
 
 def _translate(program: Program, exported: ExportedProgram, opset: int, standard: bool) -> ir.Model:
+    shape_env = program.fake_mode.shape_env
+    # It types convolutions anew, and picking a kernel for one takes a small batch for what it is in the sample.
+    guards = shape_env.suppress_guards() if shape_env is not None else contextlib.nullcontext()
     try:
-        result = torch.onnx.export(
-            exported,
-            dynamo=True,
-            verbose=False,
-            optimize=False,
-            opset_version=opset,
-            custom_translation_table=table(opset, standard, _constants(exported)),
-        )
+        with guards:
+            result = torch.onnx.export(
+                exported,
+                dynamo=True,
+                verbose=False,
+                optimize=False,
+                opset_version=opset,
+                custom_translation_table=table(opset, standard, _constants(exported)),
+            )
     except Exception as error:
         raise BackendError(f"ONNX cannot express {_blame(program, error)}") from error
     assert result is not None

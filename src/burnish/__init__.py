@@ -25,6 +25,7 @@ __all__ = [
     "Program",
     "Reassociates",
     "Rewriter",
+    "Sensitivity",
     "TextError",
     "VerificationError",
     "capture",
@@ -33,6 +34,7 @@ __all__ = [
     "register_backend",
     "register_pass",
     "rule",
+    "sensitivity",
 ]
 
 

@@ -25,6 +25,7 @@ from burnish.compiler.pipeline import Pipeline
 from burnish.compiler.program import Program
 from burnish.compiler.registry import register_backend, register_pass
 from burnish.compiler.rewriter import Rewriter, rule
+from burnish.passes.quantization.sensitivity import Sensitivity, sensitivity
 
 __all__ = [
     "BackendError",
@@ -46,6 +47,7 @@ __all__ = [
     "Program",
     "Reassociates",
     "Rewriter",
+    "Sensitivity",
     "TextError",
     "VerificationError",
     "capture",
@@ -54,4 +56,5 @@ __all__ = [
     "register_backend",
     "register_pass",
     "rule",
+    "sensitivity",
 ]

@@ -63,3 +63,23 @@ def test_branches_may_return_an_input_or_a_value_twice():
     for given in (x, -x):
         for actual, expected in zip(compiled(given), model(given), strict=True):
             assert torch.equal(actual, expected)
+
+
+class Residual(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Conv2d(3, 20, 3, padding=1, bias=False), nn.Conv2d(20, 20, 3, padding=1)
+
+    def forward(self, x):
+        x = torch.relu(self.first(x))
+        return (x + torch.relu(self.second(torch.tanh(x)))).mean((2, 3))
+
+
+def test_batches_stay_dynamic_when_pairs_stand_before_convolutions() -> None:
+    """Typing a convolution anew once fixed the batch below 16, where PyTorch would pick another kernel."""
+    torch.manual_seed(0)
+    model, x = Residual().eval(), torch.randn(16, 3, 9, 9)
+    passes = "canonicalize,fuse,quantize{preset=fast}"
+    compiled = burnish.compile(model, passes, inputs=(x[:2],), calibration=[x], verify=0)
+    assert drift(compiled(x), model(x).detach()) < 0.05
+    assert drift(compiled.program(x), model(x).detach()) < 0.05
