@@ -120,3 +120,13 @@ def test_weights_that_are_not_finite_stay() -> None:
         model.weight[0, 0] = math.inf
     compiled = burnish.compile(model, "canonicalize,quantize-dynamic", inputs=(torch.ones(2, 32),), verify=0)
     assert "quantized_decomposed" not in compiled.program.print()
+
+
+def test_layers_on_matrices_run_integer_kernels_too(tmp_path: Path) -> None:
+    """Before the pairs are looked at, ONNX Runtime would make a float Gemm of a product and its bias."""
+    model = torch.nn.Sequential(torch.nn.Linear(32, 64), torch.nn.GELU(), torch.nn.Linear(64, 16)).eval()
+    x = torch.randn(5, 32)
+    compiled = burnish.compile(model, _PASSES, inputs=(x,), backend="onnx")
+    assert [each.integer for each in compiled.artifact.integer_kernels().kernels if each.kind == "matmul"] == [True] * 2  # type: ignore[attr-defined]
+    with torch.no_grad():
+        assert worst_drift([compiled(x[:3])], [model(x[:3])]) < 0.03

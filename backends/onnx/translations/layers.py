@@ -13,6 +13,7 @@ from typing import Any
 import onnx_ir as ir
 
 from burnish.backends.onnx.translations.builder import Builder
+from burnish.backends.onnx.translations.quantized import integer_product
 
 __all__ = ["activate", "conv_act", "convolution", "element_count", "linear", "linear_act", "mean", "quick_gelu"]
 
@@ -122,6 +123,9 @@ def linear(op: Builder, input: Any, weight: Any, bias: Any = None) -> Any:
     is_matrix = len(input.shape) == len(weight.shape) == 2
     if is_matrix and (not op.is_dequantized(weight) or (bias is not None and op.is_dequantized(bias))):
         return op("Gemm", input, weight, bias, transB=1)
+    product = integer_product(op, input, weight, bias)
+    if product is not None:
+        return product
     if len(weight.shape) == 1:
         # As a matrix: ONNX Runtime multiplies no empty batch with a vector.
         column = op("MatMul", input, op("Unsqueeze", weight, op.integers(1)))

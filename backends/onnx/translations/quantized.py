@@ -17,6 +17,7 @@ __all__ = [
     "dequantize_by_tensor",
     "dequantize_per_channel",
     "dequantize_per_tensor",
+    "integer_product",
     "quantize_by_tensor",
     "quantize_per_tensor",
 ]
@@ -114,6 +115,25 @@ def dequantize_per_channel(
     elif dtype != ir.DataType.INT32:
         zero_points = op.filled(0, [int(size) for size in scales.shape], ir.DataType(dtype))
     return op("DequantizeLinear", input, scales, zero_points, axis=axis)
+
+
+def integer_product(op: Builder, input: Any, weight: Any, bias: Any) -> Any:
+    """Input @ weight.T + bias by ONNX Runtime's MatMulIntegerToFloat; None where operands are not what that takes.
+
+    It would make the same of MatMul between its pairs, but not of a product of two matrices with a bias, which becomes
+    a Gemm before, and the bias would be added by a kernel of its own.
+    """
+    if op.standard or not op.is_dequantized(weight) or (bias is not None and op.is_dequantized(bias)):
+        return None
+    given, held = input.producer(), weight.producer()
+    if given is None or given.op_type != "DequantizeLinear" or "axis" in given.attributes:
+        return None
+    if held.inputs[0].dtype != ir.DataType.INT8 or held.attributes["axis"].as_int() != 0:
+        return None
+    integers, scale, point = given.inputs
+    weights, scales, points = held.inputs
+    weights = op("Transpose", weights, perm=[1, 0])
+    return op.contrib("MatMulIntegerToFloat", integers, weights, scale, scales, point, points, bias)
 
 
 def _chosen(scale: Any) -> Any:
