@@ -20,7 +20,7 @@ from burnish.compiler.operators import arguments, find_operator
 from burnish.compiler.rewriter import Rewriter
 from burnish.passes.canonical.types import same_shape
 
-__all__ = ["LAYER_OPERATORS", "AffineLayer"]
+__all__ = ["LAYER_OPERATORS", "AffineLayer", "stem_of"]
 
 _LINEAR = find_operator("aten.linear")
 _TRANSPOSED = frozenset(find_operator(f"aten.conv_transpose{suffix}") for suffix in ("1d", "2d.input", "3d.input"))
@@ -113,11 +113,11 @@ class AffineLayer:
             source: the layer's new input; None to keep it.
         """
         graph, origins = self.node.graph, list(origins)
-        new_weight, new_bias, name = self.weight, self.bias, _stem(self.weight, rewriter)
+        new_weight, new_bias, name = self.weight, self.bias, stem_of(self.weight, rewriter)
         if weight is not None:
             new_weight = rewriter.set_constant(graph, name, weight, [self.weight, *origins])
         if bias is not None:
-            named = _stem(self.bias, rewriter) if self.bias is not None else _bias_name(name)
+            named = stem_of(self.bias, rewriter) if self.bias is not None else _bias_name(name)
             new_bias = rewriter.set_constant(graph, named, bias, [self.bias or self.weight, *origins])
         kwargs = {key: value for key, value in self.node.kwargs.items() if key not in ("input", "weight", "bias")}
         args = (source or arguments(self.node)["input"], new_weight, new_bias, *self.node.args[3:])
@@ -143,7 +143,7 @@ def _bias_name(weight: str) -> str:
     return f"{weight.removesuffix('weight')}bias" if weight.endswith("weight") else f"{weight}.bias"
 
 
-def _stem(constant: fx.Node, rewriter: Rewriter) -> str:
+def stem_of(constant: fx.Node, rewriter: Rewriter) -> str:
     """Return the name of a constant without the ordinal that an earlier rewrite gave it."""
     name = name_of(constant)
     stem, _, ordinal = name.rpartition("_")

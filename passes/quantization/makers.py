@@ -46,8 +46,8 @@ _POOLS: dict[Any, int] = {
 _CLAMPS: dict[Any, str] = {find_operator(f"aten.{name}"): name for name in ("relu6", "hardtanh", "clamp")}
 _MUL, _MEAN = find_operator("aten.mul.Tensor"), find_operator("aten.mean.dim")
 _ATTENTION, _SPLIT = find_operator("burnish.multi_head_attention"), find_operator("aten.split_with_sizes")
-# Larger weights leave no room for a factor.
-_MOST = 1e12
+# Other weights leave no room for a factor.
+_LEAST, _MOST = 1e-20, 1e6
 
 
 @dataclass(frozen=True, slots=True)
@@ -217,9 +217,6 @@ def _check(layer: AffineLayer, rewriter: Rewriter) -> None:
         raise Refusal(f"{described(node)} computes in half precision, where new weights would be rounded anew")
     if layer.spatial and not layer.has_batch:
         raise Refusal(f"{described(node)} has no batch dimension")
-    most = float(weight.abs().max()) if weight.numel() else 0.0
-    if not most < _MOST:
-        raise Refusal(f"the weight of {described(node)} is not finite, or too large to be scaled")
 
 
 def _read(
@@ -230,9 +227,13 @@ def _read(
     read: Callable[[Any, str, Rewriter], torch.Tensor] = read_constant,
 ) -> torch.Tensor:
     try:
-        return read(value, what, rewriter)
+        found = read(value, what, rewriter)
     except Refusal as refusal:
         raise Refusal(f"{described(node)} cannot be scaled: {refusal}") from None
+    most = float(found.abs().max()) if found.numel() else 0.0
+    if most and not _LEAST < most < _MOST:
+        raise Refusal(f"the {what} of {described(node)} is not finite, or too large or small to be scaled")
+    return found
 
 
 def _check_bounds(node: fx.Node, name: str, given: dict[str, Any]) -> None:

@@ -7,6 +7,7 @@ computed in float64 and rounded once, however many factors they took.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import fx
@@ -14,7 +15,7 @@ from torch import fx
 from burnish.compiler.graphs import name_of
 from burnish.compiler.operators import arguments, schema_of
 from burnish.compiler.rewriter import Rewriter
-from burnish.passes.canonical.affine_layers import AffineLayer
+from burnish.passes.canonical.affine_layers import AffineLayer, stem_of
 from burnish.passes.canonical.weights import rounded
 from burnish.passes.quantization.makers import Maker
 
@@ -85,14 +86,16 @@ class _Factors:
         layer, shape = self.layer, self.weight.shape
         split = layer.split(self.weight.double()) * self.rows.reshape(layer.groups, -1, 1, 1)
         weight = layer.join(split * self.columns.reshape(layer.groups, 1, -1, 1), shape)
-        moved = self.bias is not None and bool((self.rows != 1).any())
-        bias = rounded(self.bias.double() * self.rows, self.bias.dtype) if moved and self.bias is not None else None
-        layer.with_constants(rewriter, rounded(weight, self.weight.dtype), bias, [])
+        moved = bool((self.rows != 1).any())
+        _replace(rewriter, layer.node, layer.weight, rounded(weight, self.weight.dtype))
+        if moved and self.bias is not None and layer.bias is not None:
+            _replace(rewriter, layer.node, layer.bias, rounded(self.bias.double() * self.rows, self.bias.dtype))
 
 
 def set_argument(rewriter: Rewriter, node: fx.Node, name: str, value: fx.Node) -> None:
     """Give one argument of `node`, by schema name, another value."""
-    schema, given = schema_of(node.target), arguments(node)
+    target: Any = node.target
+    schema, given = schema_of(target), arguments(node)
     assert schema is not None
     end = schema.names.index(name) + 1
     args = (*(given[each] for each in schema.names[: end - 1]), value, *node.args[end:])
@@ -110,7 +113,12 @@ def _scale_norm(node: fx.Node, factors: torch.Tensor, rewriter: Rewriter) -> Non
             new = rewriter.set_constant(node.graph, f"{name_of(node)}.weight", factors.to(dtype), [node])
             set_argument(rewriter, node, name, new)
         elif old is not None and held is not None:
-            new = rewriter.set_constant(node.graph, name_of(old), rounded(held.double() * factors, held.dtype), [old])
-            rewriter.redirect(node, old, new)
-            if not old.users:
-                rewriter.erase(old)
+            _replace(rewriter, node, old, rounded(held.double() * factors, held.dtype))
+
+
+def _replace(rewriter: Rewriter, node: fx.Node, old: fx.Node, value: torch.Tensor) -> None:
+    """Let `node`, which stays the same node, read another constant of the same type."""
+    new = rewriter.set_constant(node.graph, stem_of(old, rewriter), value, [old])
+    rewriter.redirect(node, old, new)
+    if not old.users:
+        rewriter.erase(old)

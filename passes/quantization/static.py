@@ -81,7 +81,8 @@ class Quantize(Pass):
 
     Attributes:
         preset: fast takes ranges from the extremes; balanced from the least squared error, and corrects biases;
-            accurate also runs `equalize` before, or `smooth-quant` where linear layers do the most.
+            accurate also runs `smooth-quant` before where linear layers do the most, and otherwise `equalize` where
+            weights have one scale for a whole tensor.
         observer: how ranges are chosen from the data: min-max, moving-average, percentile, entropy or mse; by default
             as the preset has it.
         correct_biases: take off biases what rounding the weights adds on average; by default as the preset has it.
@@ -141,9 +142,11 @@ class _Quantizer:
 
     def run(self) -> None:
         everything = _mostly_convolutions(self.program)
-        if self.options.preset == "accurate" and everything:
+        accurate = self.options.preset == "accurate"
+        # Levelling rows is what one scale for a whole weight needs; where every row has its own, it costs accuracy.
+        if accurate and everything and self.options.granularity == "tensor":
             equalize(self.rewriter)
-        elif self.options.preset == "accurate":
+        elif accurate and not everything:
             smooth(self.program, self.rewriter, self.context, alpha=ALPHA, samples=self.options.samples)
         with self.rewriter.rewrite("quantize"):
             layers = self._layers(everything)
