@@ -24,8 +24,6 @@ _UNARY = ("AveragePool", "GlobalAveragePool", "LeakyRelu", "MaxPool", "ReduceMea
 _WITH_RESULT = frozenset(
     {"Add", "AveragePool", "Concat", "Conv", "GlobalAveragePool", "LeakyRelu", "MaxPool", "Mul", "Sigmoid"}
 )
-# Of these ONNX Runtime quantizes constant weights and biases itself, where input and result are quantized.
-_COMPLETED = ("Conv", "Gemm")
 _PRODUCTS = frozenset({"MatMul", "Gemm"})
 _ATTENTION = dict.fromkeys(
     ("Attention", "MultiHeadAttention", "GroupQueryAttention"),
@@ -103,7 +101,7 @@ class Reasons:
         yield from self._operands(node, result)
         if operator == "MatMul" and kernel in ("Gemm", "FusedGemm"):
             yield "ONNX Runtime joins it with the Add behind it to a Gemm, and that wants an int32 bias"
-        yield from self._form(node, result)
+        yield from self._form(node)
         if operator in _WITH_RESULT and result:
             yield result
 
@@ -113,20 +111,15 @@ class Reasons:
         missing = [value for value in dict.fromkeys(given) if self._dequantize(value) is None]
         if node.op_type in _PRODUCTS and missing and not any(map(self._is_constant, given)):
             yield "both its operands are activations, and they are not quantized"
-        more = ""
-        if self.runtime == "onnxruntime" and node.op_type in _COMPLETED and missing == [given[1]]:
-            # ONNX Runtime quantizes a constant weight itself where the rest is there.
-            if not result and self._is_constant(given[1]):
-                return
-            more = f", and {result}" if result else ""
+        more = f", and {result}" if result and node.op_type in _LAYERS and missing == [given[1]] else ""
         roles = {given[0]: "its input, ", given[-1]: "its weight, "} if node.op_type in _LAYERS else {}
         named = [f"{roles.get(value, '')}{self._label(value)}" for value in missing]
         if named:
             others = " and others" if len(named) > 2 else ""
             yield f"no Dequantize stands before {' and '.join(named[:2])}{others}{more}"
 
-    def _form(self, node: onnx.NodeProto, result: str) -> Iterator[str]:
-        """Yield ONNX Runtime's rules for operands that have a pair; `result` is what speaks against the result."""
+    def _form(self, node: onnx.NodeProto) -> Iterator[str]:
+        """Yield ONNX Runtime's rules for operands that have a pair."""
         values = [self._dequantize(value) for value in node.input]
         if node.op_type == "Gemm":
             weight = values[1]
@@ -135,12 +128,8 @@ class Reasons:
             factors = any(each.name in ("alpha", "beta") and each.f != 1 for each in node.attribute)
             if len(values) > 2 and factors:
                 yield "it has a bias, and its alpha or beta is not 1"
-        if node.op_type in _COMPLETED and values[2:] == [None]:
-            # ONNX Runtime quantizes a constant one itself where the rest is there.
-            if not self._is_constant(node.input[2]):
-                yield f"its bias, {self._label(node.input[2])}, is float and not constant"
-            if node.op_type == "Gemm" and result:
-                yield f"its bias, {self._label(node.input[2])}, is float, and {result}"
+        if node.op_type in ("Conv", "Gemm") and values[2:] == [None]:
+            yield f"its bias, {self._label(node.input[2])}, is float"
         kinds = {kind for each in values[:2] if each is not None and (kind := self._type(each)) is not None}
         if any(kind.itemsize != 1 for kind in kinds):
             yield f"its operands are of {' and '.join(sorted(map(str, kinds)))}: integer kernels take 8 bits"

@@ -141,12 +141,16 @@ def ready(value: Any, dtype: torch.dtype) -> torch.Tensor:
     return value.detach().to("cpu").contiguous().resolve_conj().resolve_neg()
 
 
+# It quantizes float weights between pairs: a layer that is to stay float would not.
+_LEFT_OUT = ["WeightBiasQuantization"]
+
+
 def _open(
     model: Model, settings: Settings, options: ort.SessionOptions, inspected: bool
 ) -> tuple[ort.InferenceSession, onnx.GraphProto | None]:
     graph, providers = model.graph.SerializeToString(), list(settings.providers)
     if not inspected:
-        return ort.InferenceSession(graph, options, providers=providers), None
+        return ort.InferenceSession(graph, options, providers=providers, disabled_optimizers=_LEFT_OUT), None
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "optimized.onnx"
         options.optimized_model_filepath = str(path)
@@ -154,7 +158,7 @@ def _open(
         options.add_session_config_entry("session.optimized_model_external_initializers_file_name", "weights")
         size = "session.optimized_model_external_initializers_min_size_in_bytes"
         options.add_session_config_entry(size, str(INLINE_BYTES))
-        session = ort.InferenceSession(graph, options, providers=providers)
+        session = ort.InferenceSession(graph, options, providers=providers, disabled_optimizers=_LEFT_OUT)
         return session, onnx.load(path, load_external_data=False).graph
 
 

@@ -270,8 +270,7 @@ _RULES = {
     ),
     "weight": (
         (*_X, _node("Conv", "xd", "w4.float", to="y", pads=[1, 1, 1, 1]), _node("Exp", "y", to="end")),
-        # ONNX Runtime quantizes the weight itself.
-        (*_X, _node("Conv", "xd", "w4.float", to="y", pads=[1, 1, 1, 1]), *_Y),
+        (*_X, _W4, _CONV, *_Y),
         "no Dequantize stands before its weight, w4.float, and its result has no Quantize behind it",
     ),
     "relu": (
@@ -289,10 +288,10 @@ _RULES = {
         (*_X, _W4, _CONV, *_behind("y", "s", "z")),
         "its result is quantized to uint16",
     ),
-    "moving bias": (
-        (*_X, _W4, _node("Exp", "bias.in", to="b"), _node("Conv", "xd", "wd", "b", to="y", pads=[1, 1, 1, 1]), *_Y),
+    "bias": (
         (*_X, _W4, _node("Conv", "xd", "wd", "bias.float", to="y", pads=[1, 1, 1, 1]), *_Y),
-        "its bias, b (Exp), is float and not constant",
+        (*_X, _W4, _CONV, *_Y),
+        "its bias, bias.float, is float",
     ),
     "transposed": (
         (*_X, _W4, _node("ConvTranspose", "xd", "wd", to="y", pads=[1, 1, 1, 1]), *_Y),
@@ -312,7 +311,7 @@ _RULES = {
     "gemm bias": (
         (*_X, _W2, _node("Gemm", "xd", "wd", "bias.float", to="end")),
         (*_X, _W2, _B, _node("Gemm", "xd", "wd", "bd", to="end")),
-        "its bias, bias.float, is float, and its result is an output of the graph",
+        "its bias, bias.float, is float",
     ),
     "gemm zero point": (
         (*_X, _node("DequantizeLinear", "w2", "ws", to="wd", axis=1), _node("Gemm", "xd", "wd", to="end")),
