@@ -3,8 +3,8 @@
 Output channel i of one layer and input channel i of the next may share a factor: with r1 and r2 the largest weights
 there, dividing the former by s = sqrt(r1 / r2) and multiplying the latter by it makes both sqrt(r1 r2). Repeated over
 all pairs until nothing moves, which also settles chains of depthwise convolutions. Between the two may stand what a
-positive factor passes (see `makers`). A bias counts as a weight of its channel: what it adds has to fit the range of
-the activation too.
+positive factor passes (see `makers`). Factors are rounded to powers of two. A bias counts as a weight of its channel:
+what it adds has to fit the range of the activation too.
 
 Needs no data. Not handled: clamps at a number (relu6), activations such as silu, residual sums.
 """
@@ -28,12 +28,11 @@ from burnish.passes.canonical.affine_layers import AffineLayer
 from burnish.passes.canonical.batch_norms import Refusal
 from burnish.passes.canonical.weights import described
 from burnish.passes.quantization.makers import Maker, channel_dim, layer_of, maker_of, readers_of
-from burnish.passes.quantization.rescaling import Rescaling
+from burnish.passes.quantization.rescaling import Rescaling, power_of_two
 
 __all__ = ["Equalize", "equalize"]
 
-# The rounds end when no factor is farther from 1 than this.
-_SETTLED, _ROUNDS = 1e-3, 50
+_ROUNDS = 50
 # Smaller weights count as zero, so that no factor blows them up.
 _SMALLEST = 1e-6
 
@@ -66,7 +65,7 @@ def equalize(rewriter: Rewriter) -> None:
         pairs = _pairs(rewriter)
         rescaling = Rescaling(rewriter)
         for _ in range(_ROUNDS):
-            if max([_level(pair, rescaling) for pair in pairs], default=0.0) < _SETTLED:
+            if sum(_level(pair, rescaling) for pair in pairs) == 0:
                 break
         rescaling.write()
 
@@ -93,12 +92,12 @@ def _pairs(rewriter: Rewriter) -> list[_Pair]:
     return [each for each in found.values() if each is not None]
 
 
-def _level(pair: _Pair, rescaling: Rescaling) -> float:
-    """Make the ranges of a pair equal; return the logarithm of the factor farthest from 1."""
+def _level(pair: _Pair, rescaling: Rescaling) -> bool:
+    """Bring the ranges of a pair within a factor of two of each other; tell whether that changed anything."""
     maker = pair.maker
     before = rescaling.rows(pair.first)[maker.rows]
     behind = maker.pooled(torch.stack([rescaling.columns(each) for each in pair.second]).amax(0))
     used = torch.minimum(before, behind) > _SMALLEST
-    factors = torch.where(used, before / behind, 1.0).sqrt()
+    factors = power_of_two(torch.where(used, before / behind, 1.0).sqrt())
     rescaling.move(maker, pair.second, factors)
-    return float(factors.log().abs().max())
+    return bool((factors != 1).any())

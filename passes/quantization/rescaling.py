@@ -1,7 +1,8 @@
 """Collects factors by channel, and moves them from what makes values into the layers that read them.
 
-Which values can take factors is the business of `makers`; how large they should be is that of the passes. Weights are
-computed in float64 and rounded once, however many factors they took.
+Which values can take factors is the business of `makers`; how large they should be is that of the passes. Factors are
+powers of two: these change no digit of a weight or a result, however deep the network, and come within a factor of
+1.42 of what is wanted.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from burnish.passes.canonical.affine_layers import AffineLayer, stem_of
 from burnish.passes.canonical.weights import rounded
 from burnish.passes.quantization.makers import Maker
 
-__all__ = ["Rescaling", "set_argument"]
+__all__ = ["Rescaling", "power_of_two", "set_argument"]
 
 
 class Rescaling:
@@ -39,7 +40,13 @@ class Rescaling:
         return self._of(layer).reach_of_columns()
 
     def move(self, maker: Maker, readers: Sequence[AffineLayer], factors: torch.Tensor) -> None:
-        """Divide what `maker` makes by `factors`, float64 [C], and multiply the weights of `readers` by them."""
+        """Divide what `maker` makes by `factors`, float64 [C], and multiply the weights of `readers` by them.
+
+        Args:
+            maker: of the value; channels that share a row of it have one factor.
+            readers: all layers that read the value.
+            factors: powers of two.
+        """
         if isinstance(maker.origin, AffineLayer):
             rows = self._of(maker.origin).rows
         else:
@@ -52,8 +59,9 @@ class Rescaling:
         """Give layers and norms their new constants."""
         for factors in self._layers.values():
             factors.write(self.rewriter)
-        for node, divided in self._norms.items():
-            _scale_norm(node, divided, self.rewriter)
+        for node, factors_of_norm in self._norms.items():
+            if bool((factors_of_norm != 1).any()):
+                _scale_norm(node, factors_of_norm, self.rewriter)
 
     def _of(self, layer: AffineLayer) -> _Factors:
         if layer.node not in self._layers:
@@ -84,12 +92,18 @@ class _Factors:
 
     def write(self, rewriter: Rewriter) -> None:
         layer, shape = self.layer, self.weight.shape
+        moved, scaled = bool((self.rows != 1).any()), bool((self.columns != 1).any())
         split = layer.split(self.weight.double()) * self.rows.reshape(layer.groups, -1, 1, 1)
         weight = layer.join(split * self.columns.reshape(layer.groups, 1, -1, 1), shape)
-        moved = bool((self.rows != 1).any())
-        _replace(rewriter, layer.node, layer.weight, rounded(weight, self.weight.dtype))
+        if moved or scaled:
+            _replace(rewriter, layer.node, layer.weight, rounded(weight, self.weight.dtype))
         if moved and self.bias is not None and layer.bias is not None:
             _replace(rewriter, layer.node, layer.bias, rounded(self.bias.double() * self.rows, self.bias.dtype))
+
+
+def power_of_two(factors: torch.Tensor) -> torch.Tensor:
+    """Return the nearest powers of two, on a logarithmic scale, of positive numbers."""
+    return torch.exp2(factors.log2().round())
 
 
 def set_argument(rewriter: Rewriter, node: fx.Node, name: str, value: fx.Node) -> None:

@@ -33,14 +33,14 @@ from burnish.passes.canonical.batch_norms import Refusal
 from burnish.passes.canonical.weights import described
 from burnish.passes.quantization.calibration import calibration_inputs
 from burnish.passes.quantization.makers import Maker, maker_of, readers_of
-from burnish.passes.quantization.rescaling import Rescaling
+from burnish.passes.quantization.rescaling import Rescaling, power_of_two
 
 __all__ = ["ALPHA", "SmoothQuant", "smooth"]
 
 ALPHA = 0.5
 """How much of an activation's range moves into the weights: 0 nothing, 1 all of it."""
 _LINEAR = ("aten.linear", "burnish.linear_act", "burnish.self_attention")
-# Factors beyond these come from channels that hardly ever are anything but zero.
+# Larger factors come from channels that hardly ever are anything but zero.
 _LARGEST = 1e4
 
 
@@ -147,11 +147,11 @@ def _observed(program: Program, context: Context, values: list[fx.Node], samples
 
 
 def _factors(activations: torch.Tensor, weights: torch.Tensor, alpha: float) -> torch.Tensor:
-    """Return what to divide channels by, float64 [C]; 1 where a channel is always zero or nothing weighs it."""
+    """Return powers of two to divide channels by, float64 [C]; 1 where one is always zero, or nothing weighs it."""
     used = (activations > 0) & (weights > 0)
     if not bool(used.any()):
         return torch.ones_like(activations)
     found = torch.where(used, activations.pow(alpha) / weights.pow(1 - alpha), 1.0)
     # A factor that all channels share changes nothing, so their geometric mean can be 1.
     level = found[used].log().mean().exp()
-    return torch.where(used, (found / level).clamp(1 / _LARGEST, _LARGEST), 1.0)
+    return power_of_two(torch.where(used, (found / level).clamp(1 / _LARGEST, _LARGEST), 1.0))
