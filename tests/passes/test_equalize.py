@@ -75,7 +75,7 @@ def _ranges(program: Program) -> tuple[torch.Tensor, torch.Tensor]:
 
 def test_ranges_are_level() -> None:
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Conv2d(4, 6, 3, bias=False), nn.ReLU(), nn.Conv2d(6, 4, 1)).eval()
+    model: Any = nn.Sequential(nn.Conv2d(4, 6, 3, bias=False), nn.ReLU(), nn.Conv2d(6, 4, 1)).eval()
     with torch.no_grad():
         model[0].weight *= torch.logspace(-2, 2, 6).reshape(-1, 1, 1, 1)
     x = torch.randn(2, 4, 8, 8)
@@ -89,7 +89,7 @@ def test_ranges_are_level() -> None:
 
 def test_dead_channels_stay() -> None:
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Conv2d(4, 6, 1), nn.ReLU(), nn.Conv2d(6, 4, 1)).eval()
+    model: Any = nn.Sequential(nn.Conv2d(4, 6, 1), nn.ReLU(), nn.Conv2d(6, 4, 1)).eval()
     with torch.no_grad():
         model[0].weight[:2], model[0].bias[:2] = 0.0, 0.0
         model[2].weight[:, 3] = 1e-9
@@ -103,7 +103,7 @@ def test_dead_channels_stay() -> None:
 def test_planted_ranges() -> None:
     """Rows of very different sizes in a layer with one scale for the whole weight, undone by the next layer."""
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Conv2d(16, 16, 3), nn.ReLU(), nn.Conv2d(16, 16, 3)).eval()
+    model: Any = nn.Sequential(nn.Conv2d(16, 16, 3), nn.ReLU(), nn.Conv2d(16, 16, 3)).eval()
     with torch.no_grad():
         sizes = torch.logspace(-2, 2, 16)
         model[0].weight *= sizes.reshape(-1, 1, 1, 1)

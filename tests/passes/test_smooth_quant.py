@@ -118,7 +118,8 @@ class _Outlier(nn.Module):
             self.up.weight[:, 5] /= 100.0
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.down(torch.tanh(self.up(self.norm(x))))
+        y: torch.Tensor = self.down(torch.tanh(self.up(self.norm(x))))
+        return y
 
 
 def test_a_planted_outlier() -> None:
