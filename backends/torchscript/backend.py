@@ -13,10 +13,10 @@ from typing import Any, ClassVar
 import torch
 
 from burnish.backends.torchscript.artifact import Convention, TorchScriptArtifact, load_artifact
-from burnish.backends.torchscript.fused import has_expression
 from burnish.backends.torchscript.jit import compile_source, freeze
 from burnish.backends.torchscript.layout import plan_layout
 from burnish.backends.torchscript.operators import refusal
+from burnish.backends.torchscript.quantized import lower_integers, stays_fused
 from burnish.backends.torchscript.source import Source, write_source
 from burnish.compiler.backend import Finding
 from burnish.compiler.binding import Binding
@@ -25,6 +25,7 @@ from burnish.compiler.errors import BackendError
 from burnish.compiler.fused import is_fused
 from burnish.compiler.graphs import calls, name_of
 from burnish.compiler.inlining import inline_fused
+from burnish.compiler.integers import IntegerRules
 from burnish.compiler.operators import operator_name
 from burnish.compiler.options import check_options
 from burnish.compiler.pipeline import Pipeline
@@ -34,6 +35,8 @@ from burnish.compiler.provenance import provenance_of
 __all__ = ["TorchScriptBackend"]
 
 _OPTIONS: dict[str, Any] = {}
+# Kernels of averages keep the scale of their operand, which is too wide for what they give: these stay float.
+_INTEGERS = IntegerRules(operators=frozenset({"add", "concat", "leaky-relu", "mul", "sigmoid"}))
 _SHOWN_FINDINGS = 10
 _LINE = re.compile(r'File "<string>", line (\d+)')
 
@@ -46,7 +49,7 @@ class TorchScriptBackend:
 
     def target(self, options: Mapping[str, Any]) -> Target:
         """Return what passes may know of where the Program will run."""
-        return Target(name=self.name)
+        return Target(name=self.name, integers=_INTEGERS)
 
     def default_passes(self, options: Mapping[str, Any]) -> Pipeline:
         """Return the pipeline that `compile(passes=None)` runs."""
@@ -79,16 +82,19 @@ class TorchScriptBackend:
             shown = "".join(f"\n  {each}" for each in findings[:_SHOWN_FINDINGS])
             more = f"\n  and {len(findings) - _SHOWN_FINDINGS} more" if len(findings) > _SHOWN_FINDINGS else ""
             raise BackendError(f"the torchscript backend cannot take {len(findings)} nodes:{shown}{more}")
-        program = inline_fused(program, has_expression)
-        layout = plan_layout(program)
-        source = write_source(program, layout)
+        program = inline_fused(program, stays_fused)
+        lowered = lower_integers(program)
+        layout = plan_layout(lowered.program)
+        source = write_source(lowered.program, layout)
         # Copies, so that training the model further, or a call that updates a buffer, does not reach the other side.
-        tensors = {
-            attribute: _copy(program.constants[name], name in layout.weights)
+        constants = {
+            attribute: lowered.packed[name]
+            if name in lowered.packed
+            else _copy(lowered.program.constants[name], name in layout.weights)
             for name, attribute in source.attributes.items()
         }
         try:
-            module = compile_source(source.text, tensors)
+            module = compile_source(source.text, constants)
         except RuntimeError as error:
             raise BackendError(_explain(error, source)) from error
         mutable = program.mutable_constants()

@@ -28,15 +28,18 @@ _EXTRA = "burnish.json"
 _GLOBALS = {"torch": torch, "math": math}
 
 
-def compile_source(text: str, tensors: Mapping[str, torch.Tensor]) -> torch.jit.ScriptModule:
-    """Return a module with `tensors` as its buffers and the function `text` as its method.
+def compile_source(text: str, constants: Mapping[str, Any]) -> torch.jit.ScriptModule:
+    """Return a module with the tensors and packed weights of `constants` and the function `text` as its method.
 
     Raises:
         RuntimeError: TorchScript does not take the source.
     """
     holder = torch.nn.Module()
-    for name, value in tensors.items():
-        holder.register_buffer(name, value)
+    for name, value in constants.items():
+        if isinstance(value, torch.Tensor):
+            holder.register_buffer(name, value)
+        else:
+            setattr(holder, name, value)
     holder.eval()
     with _silent():
         # Without sharing types, so that two modules with equal attributes may have different methods.
@@ -62,7 +65,8 @@ def operator_count(module: torch.jit.ScriptModule) -> int:
 
     def count(block: Any) -> int:
         return sum(
-            node.kind().startswith("aten::") + sum(count(inner) for inner in node.blocks()) for node in block.nodes()
+            node.kind().startswith(("aten::", "quantized::")) + sum(count(inner) for inner in node.blocks())
+            for node in block.nodes()
         )
 
     return count(module.graph)

@@ -38,9 +38,13 @@ _KEEPING = frozenset(
         *("relu", "relu6", "clamp", "clamp_min", "clamp_max", "hardtanh", "sigmoid", "tanh", "silu", "gelu"),
         *("hardswish", "hardsigmoid", "leaky_relu", "elu", "mish", "softplus"),
         *("slice", "split", "split_with_sizes", "chunk", "pad", "constant_pad_nd"),
+        *("quantize_per_tensor", "dequantize", "int_repr"),
     )
 )
 _STRIDE_READERS = frozenset({"aten.as_strided", "aten.sym_stride", "aten.sym_storage_offset"})
+# Integer kernels order their results as they like, whatever the weights.
+_REORDERING = ("quantized.conv", "quantized.add", "quantized.mul", "quantized.cat")
+_UNARY = ("quantized.sigmoid", "quantized.leaky_relu", "quantized.hardswish")
 _TO_CHANNELS_LAST = [0, 2, 3, 1]
 
 
@@ -64,8 +68,7 @@ class Layout:
 def plan_layout(program: Program) -> Layout:
     """Choose the layout of `program`."""
     graphs = [graph for _, graph in program.all_graphs()]
-    if any(_name(node) in _STRIDE_READERS for graph in graphs for node in calls(graph)):
-        return Layout(frozenset(), frozenset())
+    fixed = any(_name(node) in _STRIDE_READERS for graph in graphs for node in calls(graph))
     kept = program.mutable_constants()
     weights: set[str] = set()
     shared: set[str] = set()
@@ -73,12 +76,14 @@ def plan_layout(program: Program) -> Layout:
         for node in graph.find_nodes(op="get_attr"):
             takes = bool(node.users) and all(_is_convolution(user, node) for user in node.users)
             (weights if takes and str(node.target) not in kept else shared).add(str(node.target))
-    weights -= shared
+    weights = set() if fixed else weights - shared
     results: set[fx.Node] = set()
     for graph in graphs:
         for node in calls(graph):
-            if any(weight in weights for weight in _weights(node)) or (
-                _keeps(node) and not results.isdisjoint(node.all_input_nodes)
+            if (
+                any(weight in weights for weight in _weights(node))
+                or _name(node).startswith(_REORDERING)
+                or (_keeps(node) and not results.isdisjoint(node.all_input_nodes))
             ):
                 results.add(node)
     return Layout(frozenset(weights), frozenset(results))
@@ -104,7 +109,8 @@ def _is_convolution(node: fx.Node, weight: fx.Node) -> bool:
 
 
 def _keeps(node: fx.Node) -> bool:
-    return node.target is operator.getitem or node.target in _CONVOLUTIONS or _name(node) in _KEEPING
+    known = _name(node) in _KEEPING or _name(node).startswith(_UNARY)
+    return node.target is operator.getitem or node.target in _CONVOLUTIONS or known
 
 
 def _is_free(node: fx.Node) -> bool:

@@ -13,6 +13,7 @@ import torch
 from torch import fx
 from torch._ops import HigherOrderOperator, OpOverload
 
+from burnish.backends.torchscript.quantized_arithmetic import ARITHMETIC
 from burnish.compiler.operators import operator_name
 
 __all__ = ["CONDITION", "METHODS", "SIZE_OPERATORS", "refusal", "size_expression"]
@@ -62,6 +63,7 @@ SIZE_OPERATORS: dict[Any, str] = {
 
 # Operators of other libraries that libtorch computes with a few of its own: name of a method, and its source.
 METHODS: dict[str, tuple[str, str]] = {
+    **ARITHMETIC,
     # transformers: the rows of `input` up to offs[i] times weight[i], one matrix per expert.
     "transformers::grouped_mm_fallback": (
         "grouped_mm",
@@ -88,7 +90,7 @@ def refusal(node: fx.Node) -> str | None:
         name = operator_name(target)
         known = name == "getitem" or size_expression(name, ["_"] * max(3, len(node.args)), node.meta.get("val"))
         return None if known else "TorchScript has no such operator on numbers"
-    if target._schema.name in METHODS:
+    if target.name() in METHODS:
         return None
     if target.namespace not in _NATIVE:
         return (

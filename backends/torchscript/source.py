@@ -144,8 +144,8 @@ class _Writer:
         elif target in _READ_NUMBER:
             kind = _type_name(node.meta.get("val"))
             self._assign(node, f"{kind}({literal(node.args[0], '', refer)})", known, indent)
-        elif isinstance(target, OpOverload) and target._schema.name in METHODS:
-            name, definition = METHODS[target._schema.name]
+        elif isinstance(target, OpOverload) and target.name() in METHODS:
+            name, definition = METHODS[target.name()]
             self.methods[name] = definition
             self._assign(node, f"self.{name}({', '.join(self._arguments(node, refer))})", known, indent)
         elif has_expression(node):
