@@ -28,10 +28,3 @@ def test_linear_in_the_nodes_of_a_transformer() -> None:
     assert result.node_count() < large.node_count() / 2
     # Linear would be 6, quadratic 36; the margin is for a busy machine.
     assert after / before < 15
-
-
-@pytest.mark.slow
-def test_one_hundred_thousand_nodes_of_a_transformer() -> None:
-    program = transformer(100_000)
-    assert program.node_count() == 100_000
-    assert fused(program)[0] < 10
