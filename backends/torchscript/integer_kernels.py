@@ -15,7 +15,7 @@ from typing import Any
 from torch import fx
 
 from burnish.compiler.cost_numbers import shape_of
-from burnish.compiler.operators import arguments, find_operator, operator_name
+from burnish.compiler.operators import arguments, find_operator, operator_name, schema_of
 
 __all__ = ["Kernel", "Numbers", "Packer", "kernel_for", "limits_of", "only_user"]
 
@@ -26,6 +26,7 @@ Packer = Callable[[fx.Node, str, tuple[Any, ...]], "fx.Node | None"]
 
 _CONVOLUTIONS = {"aten.conv1d": 1, "aten.conv2d": 2, "aten.conv3d": 3}
 _POOLS = ("aten.avg_pool2d", "aten.adaptive_avg_pool2d")
+_LIMITS = {"aten.clamp": ("min", "max"), "aten.hardtanh": ("min_val", "max_val")}
 _UNARY = ("aten.sigmoid", "aten.hardswish", "aten.leaky_relu")
 
 
@@ -56,11 +57,11 @@ def limits_of(node: fx.Node) -> tuple[fx.Node, float | None, float | None] | Non
         return arguments(node)["self"], 0.0, None
     if name == "aten.relu6":
         return arguments(node)["self"], 0.0, 6.0
-    if name in ("aten.clamp", "aten.hardtanh"):
+    if name in _LIMITS:
         found = arguments(node)
-        operand, low, high = found["self"], *list(found.values())[1:3]
+        low, high = (found[each] for each in _LIMITS[name])
         if all(each is None or isinstance(each, (int, float)) for each in (low, high)):
-            return operand, low, high
+            return found["self"], low, high
     return None
 
 
@@ -108,7 +109,8 @@ def kernel_for(
         return None
     if name in _POOLS:
         # The kernel of a pool keeps the numbers of its operand.
-        rest = tuple(found.values())[1:]
+        schema = schema_of(node.target)  # type: ignore[arg-type]
+        rest = [found[each] for each in schema.names[1:]] if schema is not None else []
         return Kernel(node.target, (operand[0], *rest)) if operand[1] == numbers else None
     slope = (found["negative_slope"], False) if name == "aten.leaky_relu" else ()
     return Kernel(find_operator(name.replace("aten", "quantized")), (operand[0], *slope, *numbers))

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import math
 import operator
+import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
@@ -77,8 +78,11 @@ def lower_integers(program: Program) -> IntegerProgram:
         return IntegerProgram(program)
     result = IntegerProgram(program.copy())
     taken = set(program.constants)
-    for _, graph in result.program.all_graphs():
-        _Lowering(result, graph, taken).run()
+    with warnings.catch_warnings():
+        # PyTorch deprecates tensors of these dtypes, and says so once a process.
+        warnings.simplefilter("ignore", UserWarning)
+        for _, graph in result.program.all_graphs():
+            _Lowering(result, graph, taken).run()
     return result
 
 
@@ -124,13 +128,15 @@ class _Lowering:
             limits.append(limit[1:])
         if value.op != "call_function" or only_user(value) is None:
             return
-        relu = any(low == 0.0 for low, _ in limits)
+        relu = bool(limits) and limits[-1][0] == 0.0
         kernel = kernel_for(value, numbers, relu, self._integers, self._pack)
         if kernel is None:
             return
         made = self._add(kernel.target, kernel.args, node, value)
+        if kernel.limited:
+            limits[-1] = None, limits[-1][1]
         for low, high in reversed(limits):
-            low, high = _effective(None if kernel.limited and low == 0.0 else low, high, numbers)
+            low, high = _effective(low, high, numbers)
             if low is not None or high is not None:
                 made = self._add("aten.clamp", (made, low, high), node, node)
         self.made[node] = made
@@ -200,8 +206,8 @@ class _Lowering:
         bias = None if found["bias"] is None else self._value(found["bias"])
         if integers is None or (found["bias"] is not None and (bias is None or bias.dtype != torch.float32)):
             return None
-        name = self._constant_name(f"{name_of(node)}.packed")
-        self.packed[name] = find_operator(prepack)(integers, bias, *geometry)  # type: ignore[operator]
+        name, pack = self._constant_name(f"{name_of(node)}.packed"), find_operator(prepack)
+        self.packed[name] = pack(integers, bias, *geometry)  # type: ignore[operator]
         return self._holder(name, node)
 
     def _weight(self, node: fx.Node) -> torch.Tensor | None:
