@@ -83,3 +83,40 @@ def test_batches_stay_dynamic_when_pairs_stand_before_convolutions() -> None:
     compiled = burnish.compile(model, passes, inputs=(x[:2],), calibration=[x], verify=0)
     assert drift(compiled(x), model(x).detach()) < 0.05
     assert drift(compiled.program(x), model(x).detach()) < 0.05
+
+
+@pytest.mark.parametrize("dialect", ["ort", "standard"])
+@pytest.mark.parametrize(
+    "function",
+    [
+        nn.functional.hardswish,
+        nn.functional.hardsigmoid,
+        nn.functional.leaky_relu,
+        nn.functional.mish,
+        nn.functional.softplus,
+        lambda x: nn.functional.softplus(x, beta=2.5, threshold=1.5),
+        lambda x: nn.functional.gelu(x, approximate="tanh"),
+        lambda x: x * (x + 3).clamp(0, 6) / 6,
+        lambda x: torch.log(1 + torch.exp(x)),
+    ],
+)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_activations_in_both_precisions(function, dialect: str, dtype: torch.dtype) -> None:
+    """ONNX Runtime has kernels of most of them for float32 only."""
+
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(5, 7)
+
+        def forward(self, x):
+            return function(x), function(self.layer(x))
+
+    model = Model().to(dtype).eval()
+    x = torch.cat([torch.randn(3, 5) * 3, torch.tensor([[-90.0, -3.0, 0.0, 3.0, 60.0]])]).to(dtype)
+    compiled = burnish.compile(model, inputs=(x[:2],), backend=f"onnx{{dialect={dialect}}}")
+    with torch.no_grad():
+        expected = model(x)
+    for actual, wanted in zip(compiled(x), expected, strict=True):
+        assert actual.dtype == dtype
+        assert drift(actual, wanted) <= (1e-14 if dtype == torch.float64 else 1e-6)

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from burnish.backends.onnx.translations import attention, layers, norms, quantized, rotary
+from burnish.backends.onnx.translations import activations, attention, layers, norms, quantized, rotary
 from burnish.backends.onnx.translations.builder import Builder
 from burnish.compiler.operators import find_operator
 
@@ -21,16 +21,22 @@ _FUNCTIONS: dict[str, Callable[..., Any]] = {
     "aten.conv1d": layers.convolution,
     "aten.conv2d": layers.convolution,
     "aten.conv3d": layers.convolution,
+    "aten.gelu": activations.gelu,
+    "aten.hardsigmoid": activations.hardsigmoid,
+    "aten.hardswish": activations.hardswish,
+    "aten.leaky_relu": activations.leaky_relu,
     "aten.linear": layers.linear,
     "aten.mean.dim": layers.mean,
+    "aten.mish": activations.mish,
     "aten.rms_norm": norms.rms_norm,
     "aten.scaled_dot_product_attention": attention.scaled_dot_product_attention,
+    "aten.softplus": activations.softplus,
     "aten.sym_numel": layers.element_count,
     "burnish.conv_act": layers.conv_act,
     "burnish.embedding_layer_norm": norms.embedding_layer_norm,
     "burnish.linear_act": layers.linear_act,
     "burnish.multi_head_attention": attention.multi_head_attention,
-    "burnish.quick_gelu": layers.quick_gelu,
+    "burnish.quick_gelu": activations.quick_gelu,
     "burnish.rotary_embedding": rotary.rotary_embedding,
     "burnish.self_attention": attention.self_attention,
     "burnish.skip_layer_norm": norms.skip_layer_norm,

@@ -1,24 +1,21 @@
-"""Convolutions, `burnish::conv_act`, `burnish::linear_act`, `burnish::quick_gelu`, means and sizes.
+"""Convolutions, `burnish::conv_act`, `burnish::linear_act`, means and sizes.
 
 ONNX Runtime joins Conv, a sum and most activations by itself when it loads a file, also in its blocked layout, so the
-standard operators are written for all dialects. Only x * sigmoid(a x) has an operator of ONNX Runtime's own.
+standard operators are written for all dialects.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
 import onnx_ir as ir
 
+from burnish.backends.onnx.translations.activations import activate
 from burnish.backends.onnx.translations.builder import Builder
 from burnish.backends.onnx.translations.quantized import integer_product
 
-__all__ = ["activate", "conv_act", "convolution", "element_count", "linear", "linear_act", "mean", "quick_gelu"]
-
-_PLAIN = {"relu": "Relu", "sigmoid": "Sigmoid", "tanh": "Tanh", "hardswish": "HardSwish"}
-_GELU_SINCE = 20
+__all__ = ["conv_act", "convolution", "element_count", "linear", "linear_act", "mean"]
 
 
 def conv_act(
@@ -106,14 +103,6 @@ def linear_act(
     return activate(op, y, activation, parameters, input.dtype)
 
 
-def quick_gelu(op: Builder, input: Any, alpha: float = 1.702) -> Any:
-    """X * sigmoid(alpha * x)."""
-    if op.may_use_contrib(input):
-        return op.contrib("QuickGelu", input, alpha=float(alpha))
-    scaled = input if alpha == 1.0 else op("Mul", input, op.number(alpha, input.dtype))
-    return op("Mul", input, op("Sigmoid", scaled))
-
-
 def linear(op: Builder, input: Any, weight: Any, bias: Any = None) -> Any:
     """Input @ weight.T + bias: Gemm for a matrix, MatMul and Add for more dimensions.
 
@@ -143,39 +132,3 @@ def _transposed(op: Builder, weight: Any) -> Any:
     integers, *rest = node.inputs
     axis = node.attributes["axis"].as_int()
     return op("DequantizeLinear", op("Transpose", integers, perm=[1, 0]), *rest, axis=1 - axis)
-
-
-def activate(op: Builder, x: Any, activation: str, parameters: Sequence[float], dtype: Any) -> Any:
-    """Apply an activation of `burnish.compiler.fused.activations.ACTIVATIONS`.
-
-    Args:
-        dtype: of `x`, which has no type yet.
-    """
-    if activation == "none":
-        return x
-    if activation in _PLAIN:
-        return op(_PLAIN[activation], x)
-    if activation == "hardsigmoid":
-        return op("HardSigmoid", x, alpha=1 / 6, beta=0.5)
-    if activation == "leaky_relu":
-        return op("LeakyRelu", x, alpha=float(parameters[0]))
-    if activation == "clamp":
-        return op("Clip", x, op.number(parameters[0], dtype), op.number(parameters[1], dtype))
-    if activation == "silu":
-        return op("Mul", x, op("Sigmoid", x))
-    if activation == "gelu_tanh":
-        return _gelu(op, x, dtype, "tanh")
-    assert activation == "gelu", f"{activation} passed the operator's own check"
-    return _gelu(op, x, dtype, "none")
-
-
-def _gelu(op: Builder, x: Any, dtype: Any, approximate: str) -> Any:
-    if op.opset >= _GELU_SINCE:
-        return op("Gelu", x, approximate=approximate)
-    half, one = op.number(0.5, dtype), op.number(1.0, dtype)
-    if approximate == "tanh":
-        cube = op("Mul", op("Mul", op("Mul", x, x), x), op.number(0.044715, dtype))
-        inner = op("Tanh", op("Mul", op("Add", x, cube), op.number(math.sqrt(2 / math.pi), dtype)))
-    else:
-        inner = op("Erf", op("Mul", x, op.number(math.sqrt(0.5), dtype)))
-    return op("Mul", op("Mul", x, half), op("Add", inner, one))
