@@ -14,6 +14,7 @@ from typing import Any
 
 from torch import fx
 
+from burnish.backends.torchscript.integer_padding import Padding, own_padding
 from burnish.compiler.cost_numbers import shape_of
 from burnish.compiler.operators import arguments, find_operator, operator_name, schema_of
 
@@ -21,7 +22,7 @@ __all__ = ["Kernel", "Numbers", "Packer", "kernel_for", "limits_of", "only_user"
 
 Numbers = tuple[float, int]
 """Scale and zero point."""
-Packer = Callable[[fx.Node, str, tuple[Any, ...]], "fx.Node | None"]
+Packer = Callable[[fx.Node, str, tuple[Any, ...], "Padding | None"], "fx.Node | None"]
 """Returns the packed weight and bias of a layer for the prepacking operator and its arguments; None: it cannot."""
 
 _CONVOLUTIONS = {"aten.conv1d": 1, "aten.conv2d": 2, "aten.conv3d": 3}
@@ -52,7 +53,7 @@ def only_user(node: fx.Node) -> fx.Node | None:
 
 def limits_of(node: fx.Node) -> tuple[fx.Node, float | None, float | None] | None:
     """Return operand, minimum and maximum of an operator that does nothing but limit its operand."""
-    name = operator_name(node.target) if node.op == "call_function" else ""  # type: ignore[arg-type]
+    name = operator_name(node.target) if node.op == "call_function" else ""
     if name == "aten.relu":
         return arguments(node)["self"], 0.0, None
     if name == "aten.relu6":
@@ -81,13 +82,13 @@ def kernel_for(
         integers: gives the quantized form of an operand, and its numbers.
         packed: gives the packed form of a layer's weight.
     """
-    name = operator_name(node.target)  # type: ignore[arg-type]
+    name = operator_name(node.target)
     found = arguments(node)
     layer = _layer(name, found)
     if layer is not None:
-        kind, geometry = layer
-        operand = integers(found["input"])
-        held = packed(node, f"quantized.{kind}_prepack", geometry) if operand is not None else None
+        kind, geometry, padding = layer
+        operand = integers(padding.input if padding is not None else found["input"])
+        held = packed(node, f"quantized.{kind}_prepack", geometry, padding) if operand is not None else None
         if operand is None or held is None:
             return None
         # Convolutions have an older overload too, that is given the geometry again.
@@ -109,24 +110,25 @@ def kernel_for(
         return None
     if name in _POOLS:
         # The kernel of a pool keeps the numbers of its operand.
-        schema = schema_of(node.target)  # type: ignore[arg-type]
+        schema = schema_of(node.target)
         rest = [found[each] for each in schema.names[1:]] if schema is not None else []
         return Kernel(node.target, (operand[0], *rest)) if operand[1] == numbers else None
     slope = (found["negative_slope"], False) if name == "aten.leaky_relu" else ()
     return Kernel(find_operator(name.replace("aten", "quantized")), (operand[0], *slope, *numbers))
 
 
-def _layer(name: str, found: dict[str, Any]) -> tuple[str, tuple[Any, ...]] | None:
-    """Return which layer it is, and the arguments of its prepacking other than weight and bias."""
+def _layer(name: str, found: dict[str, Any]) -> tuple[str, tuple[Any, ...], Padding | None] | None:
+    """Return which layer it is, the arguments of its prepacking other than weight and bias, and its padding."""
     if name == "aten.linear":
-        return "linear", ()
+        return "linear", (), None
     dims = _CONVOLUTIONS.get(name)
     if name == "aten.convolution" and not found["transposed"]:
         dims = len(found["stride"])
     if dims is None or found["input"].meta["val"].dim() != dims + 2:
         return None
-    lists = [_each_dim(found[each], dims) for each in ("stride", "padding", "dilation")]
-    return f"conv{dims}d", (*lists, found["groups"])
+    stride, padding, dilation = (_each_dim(found[each], dims) for each in ("stride", "padding", "dilation"))
+    own = own_padding(found, stride, padding, dilation)
+    return f"conv{dims}d", (stride, own.padding, dilation, found["groups"]), own
 
 
 def _each_dim(value: Any, dims: int) -> list[int]:
@@ -149,6 +151,6 @@ def _arithmetic(
     # The kernels spread one operand over the other, never both.
     if shape_of(node.meta["val"]) not in [shape_of(each.meta["val"]) for each in values]:
         return None
-    kind = operator_name(node.target).split(".")[1]  # type: ignore[arg-type]
+    kind = operator_name(node.target).split(".")[1]
     target = find_operator(f"quantized.{kind}{'_relu' if relu else ''}")
     return Kernel(target, (left[0], right[0], *numbers), relu)

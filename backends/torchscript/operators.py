@@ -16,7 +16,7 @@ from torch._ops import HigherOrderOperator, OpOverload
 from burnish.backends.torchscript.quantized_arithmetic import ARITHMETIC
 from burnish.compiler.operators import operator_name
 
-__all__ = ["CONDITION", "METHODS", "SIZE_OPERATORS", "refusal", "size_expression"]
+__all__ = ["CONDITION", "METHODS", "SIZE_OPERATORS", "method_of", "refusal", "size_expression"]
 
 CONDITION = torch.ops.higher_order.cond
 _NATIVE = ("aten",)
@@ -90,7 +90,7 @@ def refusal(node: fx.Node) -> str | None:
         name = operator_name(target)
         known = name == "getitem" or size_expression(name, ["_"] * max(3, len(node.args)), node.meta.get("val"))
         return None if known else "TorchScript has no such operator on numbers"
-    if target.name() in METHODS:
+    if method_of(target) is not None:
         return None
     if target.namespace not in _NATIVE:
         return (
@@ -101,6 +101,14 @@ def refusal(node: fx.Node) -> str | None:
     except RuntimeError:
         return "the operator has no TorchScript schema in this version of PyTorch"
     return None
+
+
+def method_of(target: Any) -> tuple[str, str] | None:
+    """Return name and source of the method that stands for the operator `target`; None where it is called itself."""
+    if not isinstance(target, OpOverload):
+        return None
+    name, overload = target._schema.name, target._schema.overload_name
+    return METHODS.get(f"{name}.{overload}" if overload else name)
 
 
 def size_expression(name: str, operands: Sequence[str], value: Any) -> str | None:

@@ -24,6 +24,7 @@ from torch import fx
 
 from burnish.backends.torchscript.fused import has_expression
 from burnish.backends.torchscript.integer_kernels import Numbers, kernel_for, limits_of, only_user
+from burnish.backends.torchscript.integer_padding import Padding
 from burnish.compiler.fused import is_fused
 from burnish.compiler.graphs import NameTable, calls, name_of
 from burnish.compiler.operators import arguments, find_operator, is_mutating, is_random, operator_name, schema_of
@@ -35,6 +36,7 @@ _LIBRARY = "quantized_decomposed."
 _QUANTIZE = f"{_LIBRARY}quantize_per_tensor"
 _DEQUANTIZE = f"{_LIBRARY}dequantize_per_tensor"
 _BY_CHANNEL = f"{_LIBRARY}dequantize_per_channel"
+_LINEAR = "quantized.linear_with_input_q_dq_qweight_dq_output_fp32"
 _FULL = (0, 255, torch.uint8)
 # Take and give quint8 tensors with the same numbers.
 _REARRANGEMENTS = frozenset(
@@ -97,12 +99,15 @@ class _Lowering:
         self.mutable = self.program.mutable_constants()
         # The quantized form of what quantize nodes give, and of dequantized values and what they are rearranged to.
         self.made: dict[fx.Node, fx.Node] = {}
+        # What a kernel computes together with the quantization of its result.
+        self.done: set[fx.Node] = set()
 
     def run(self) -> None:
         for node in list(self.graph.nodes):
             if _numbers(node, _QUANTIZE) is not None:
                 self._kernel(node)
-            elif _name(node) == "aten.linear":
+        for node in list(self.graph.nodes):
+            if _name(node) == "aten.linear" and node not in self.done:
                 self._linear(node)
         # Backwards, so that what only floats were made for goes, and what is left is read.
         for node in reversed(list(self.graph.nodes)):
@@ -122,7 +127,8 @@ class _Lowering:
         """Compute what `node` quantizes by a kernel, if there is one."""
         numbers = _numbers(node, _QUANTIZE)
         assert numbers is not None
-        value, limits = arguments(node)["input"], []
+        value: fx.Node = arguments(node)["input"]
+        limits: list[tuple[float | None, float | None]] = []
         while only_user(value) is not None and (limit := limits_of(value)) is not None:
             value = limit[0]
             limits.append(limit[1:])
@@ -140,10 +146,11 @@ class _Lowering:
             if low is not None or high is not None:
                 made = self._add("aten.clamp", (made, low, high), node, node)
         self.made[node] = made
+        self.done.add(value)
 
     def _linear(self, node: fx.Node) -> None:
         """Compute a linear layer whose result stays float on its quantized input."""
-        if torch.backends.quantized.engine not in _ENGINES or any(_numbers(each, _QUANTIZE) for each in node.users):
+        if torch.backends.quantized.engine not in _ENGINES:
             return
         value = arguments(node)["input"]
         source, numbers = value, None
@@ -155,14 +162,14 @@ class _Lowering:
                 source = arguments(known)["input"]
         elif (source := _at_run_time(value)) is None:
             return
-        held = self._pack(node, "quantized.linear_prepack", ())
+        held = self._pack(node, "quantized.linear_prepack")
         if held is None:
             return
         if numbers is not None:
-            name, given = "quantized.linear_with_input_q_dq_qweight_dq_output_fp32", (source, *numbers, held)
+            made = self._add(_LINEAR, (source, *numbers, held), node, node)
         else:
-            name, given = "quantized.linear_dynamic", (source, held)
-        self._replace(node, self._add(name, given, node, node))
+            made = self._add("quantized.linear_dynamic", (source, held), node, node)
+        self._replace(node, made)
 
     def _origin(self, value: fx.Node) -> fx.Node | None:
         """Return the quantize node that `value` is the dequantization of, perhaps rearranged."""
@@ -199,18 +206,20 @@ class _Lowering:
                 self.made[node] = self._add("aten.quantize_per_tensor", (value, *numbers, torch.quint8), node, node)
         return self.made[node]
 
-    def _pack(self, node: fx.Node, prepack: str, geometry: tuple[Any, ...]) -> fx.Node | None:
+    def _pack(
+        self, node: fx.Node, prepack: str, geometry: tuple[Any, ...] = (), padding: Padding | None = None
+    ) -> fx.Node | None:
         """Return the packed weight and bias of a layer, in front of it."""
         found = arguments(node)
-        integers = self._weight(found["weight"])
+        integers = self._weight(found["weight"], padding)
         bias = None if found["bias"] is None else self._value(found["bias"])
         if integers is None or (found["bias"] is not None and (bias is None or bias.dtype != torch.float32)):
             return None
         name, pack = self._constant_name(f"{name_of(node)}.packed"), find_operator(prepack)
-        self.packed[name] = pack(integers, bias, *geometry)  # type: ignore[operator]
+        self.packed[name] = pack(integers, bias, *geometry)
         return self._holder(name, node)
 
-    def _weight(self, node: fx.Node) -> torch.Tensor | None:
+    def _weight(self, node: fx.Node, padding: Padding | None) -> torch.Tensor | None:
         """Return a dequantized int8 weight as a quantized tensor."""
         name = _name(node)
         if name not in (_DEQUANTIZE, _BY_CHANNEL):
@@ -231,7 +240,8 @@ class _Lowering:
         if points.any() or not bool((scales > 0).all()):
             return None
         zeros = torch.zeros(len(scales), dtype=torch.int64)
-        return torch._make_per_channel_quantized_tensor(integers.contiguous(), scales, zeros, 0)  # type: ignore[no-any-return]
+        integers = (padding.around(integers) if padding is not None else integers).contiguous()
+        return torch._make_per_channel_quantized_tensor(integers, scales, zeros, 0)
 
     def _value(self, node: fx.Node) -> torch.Tensor | None:
         """Return the value of a constant, or of one that is dequantized; None for anything else."""
@@ -280,7 +290,7 @@ class _Lowering:
 
 
 def _name(node: fx.Node) -> str:
-    return operator_name(node.target) if node.op == "call_function" else ""  # type: ignore[arg-type]
+    return operator_name(node.target) if node.op == "call_function" else ""
 
 
 def _numbers(node: fx.Node, name: str) -> Numbers | None:
@@ -306,8 +316,9 @@ def _is_rearrangement(node: fx.Node) -> bool:
     if node.op != "call_function":
         return False
     name = operator_name(node.args[0].target) if node.target is operator.getitem else _name(node)  # type: ignore
-    if name == "aten.constant_pad_nd":
-        return not arguments(node)["value"] and bool(node.args)
+    if name in ("aten.pad", "aten.constant_pad_nd"):
+        found = arguments(node)
+        return found.get("mode", "constant") == "constant" and not found["value"] and bool(node.args)
     return name in _REARRANGEMENTS and bool(node.args)
 
 

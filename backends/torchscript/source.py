@@ -26,7 +26,7 @@ from torch._ops import OpOverload
 from burnish.backends.torchscript.fused import fused_expression, has_expression
 from burnish.backends.torchscript.layout import Layout
 from burnish.backends.torchscript.literals import UnwritableError, literal
-from burnish.backends.torchscript.operators import CONDITION, METHODS, SIZE_OPERATORS, size_expression
+from burnish.backends.torchscript.operators import CONDITION, METHODS, SIZE_OPERATORS, method_of, size_expression
 from burnish.compiler.errors import BackendError
 from burnish.compiler.graphs import name_of, output_of, placeholders
 from burnish.compiler.operators import is_mutating, operator_name, schema_of
@@ -144,8 +144,8 @@ class _Writer:
         elif target in _READ_NUMBER:
             kind = _type_name(node.meta.get("val"))
             self._assign(node, f"{kind}({literal(node.args[0], '', refer)})", known, indent)
-        elif isinstance(target, OpOverload) and target.name() in METHODS:
-            name, definition = METHODS[target.name()]
+        elif (method := method_of(target)) is not None:
+            name, definition = method
             self.methods[name] = definition
             self._assign(node, f"self.{name}({', '.join(self._arguments(node, refer))})", known, indent)
         elif has_expression(node):
