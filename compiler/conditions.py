@@ -84,6 +84,7 @@ def conditions_of(shape_env: ShapeEnv | None, symbols: set[sympy.Symbol]) -> tup
     if shape_env is None:
         return ()
     found: dict[Condition, None] = {}
+    bounds: dict[Condition, None] = {}
     pending = [guard.expr for guard in shape_env.guards if not _is_special_case(guard)]
     while pending:
         expression = shape_env.replace(pending.pop(0))
@@ -96,12 +97,15 @@ def conditions_of(shape_env: ShapeEnv | None, symbols: set[sympy.Symbol]) -> tup
             pending[:0] = [next(each for each in expression.args if each.xreplace(sizes) == sympy.true)]
         elif type(expression) in _NAMES:
             left, relation, right = expression.lhs, _NAMES[type(expression)], expression.rhs
-            if relation != "==" or Condition(right, relation, left) not in found:
+            bound = _bound(left, relation, right)
+            if bound is not None:
+                bounds[bound] = None
+            elif relation != "==" or Condition(right, relation, left) not in found:
                 found[Condition(left, relation, right)] = None
         else:
             for symbol in sorted(expression.free_symbols, key=str):
                 found[Condition(symbol, "==", sympy.Integer(shape_env.size_hint(symbol)))] = None
-    return tuple(each for each in found if not _is_range(each))
+    return (*(each for each in found if not _is_range(each)), *bounds)
 
 
 def range_conditions(shape_env: ShapeEnv | None, symbols: Iterable[sympy.Symbol]) -> list[Condition]:
@@ -187,6 +191,19 @@ def _is_special_case(guard: Any) -> bool:
         return False
     sizes = [each for each in expression.args if each.is_Integer]
     return type(expression) in _NAMES and type(expression) is not sympy.Eq and all(0 <= each <= 2 for each in sizes)
+
+
+def _bound(left: sympy.Expr, relation: str, right: sympy.Expr) -> Condition | None:
+    """Return `x == Min(x, y)` as `x <= y`, and with Max as `x >= y`; None for other comparisons."""
+    for size, chosen in ((left, right), (right, left)):
+        # PyTorch has classes of its own beside sympy's.
+        name = type(chosen).__name__
+        if relation != "==" or name not in ("Min", "Max") or len(chosen.args) != 2:
+            continue
+        others = [each for each in chosen.args if each != size]
+        if len(others) == 1:
+            return Condition(size, "<=" if name == "Min" else ">=", others[0])
+    return None
 
 
 def _is_range(condition: Condition) -> bool:

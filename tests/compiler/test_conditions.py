@@ -169,3 +169,22 @@ def test_alternatives_leave_the_one_that_was_taken() -> None:
     with pytest.raises(InputError, match="= 9"):
         program(torch.randn(3, 9, 4))
     assert len(program.conditions) == 1
+
+
+def test_a_minimum_that_is_one_of_its_two_is_a_bound() -> None:
+    """A table of 12 positions, sliced by the length, makes the guard S0 == Min(12, S0)."""
+
+    class Positions(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("table", torch.arange(12.0))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x + self.table[: x.shape[1]]
+
+    automatic = torch.export.Dim.AUTO
+    program = burnish.capture(Positions(), (torch.randn(2, 5),), dynamic_shapes=({0: automatic, 1: automatic},))
+    assert "where S0 <= 12" in program.print()
+    assert torch.equal(program(torch.zeros(1, 12)), torch.arange(12.0)[None])
+    with pytest.raises(InputError, match=r"captured for S0 <= 12 only, and .* = 13"):
+        program(torch.zeros(1, 13))
