@@ -1,7 +1,8 @@
 """quantize: layers, and what lies between them, in integers, with ranges taken from calibration data.
 
 1. Networks whose multiply-adds are mostly convolutions are quantized whole, additions, products and pools included;
-   in others only layers with constant weights are: there the rest is a small part of the time, and loses most accuracy.
+   in others only layers with constant weights are, convolutions where they count: there the rest is a small part of
+   the time, and loses most accuracy.
 2. Fused layers are taken apart where pairs have to stand between their parts (see `apart`).
 3. Weights become int8, with a scale for every output (or one for all).
 4. Biases become int32 where the layer's result is quantized too.
@@ -54,6 +55,9 @@ __all__ = ["Quantize"]
 _CONV_ACT, _LINEAR_ACT = find_operator("burnish.conv_act"), find_operator("burnish.linear_act")
 _SELF_ATTENTION = find_operator("burnish.self_attention")
 _CANDIDATES = (*LAYERS, "burnish.conv_act", "burnish.self_attention")
+_TARGETS = {find_operator(name) for name in _CANDIDATES}
+# In a network of linear layers a convolution with this part of the multiply-adds is worth pairs of its own.
+_PART = 0.01
 _TRANSPOSED = "no runtime has an integer kernel for transposed convolutions"
 _RECURRENT = "recurrent layers stay float: their errors would add up over the steps"
 _ACTIVATIONS = "both its operands are activations: products of these stay float"
@@ -141,7 +145,8 @@ class _Quantizer:
         self.corrects = not fast if options.correct_biases is None else options.correct_biases
 
     def run(self) -> None:
-        everything = _mostly_convolutions(self.program)
+        shares = _shares(self.program)
+        everything = sum(share for node, share in shares.items() if _is_convolution(node)) > 0.5
         accurate = self.options.preset == "accurate"
         # Levelling rows is what one scale for a whole weight needs; where every row has its own, it costs accuracy.
         if accurate and everything and self.options.granularity == "tensor":
@@ -149,7 +154,7 @@ class _Quantizer:
         elif accurate and not everything:
             smooth(self.program, self.rewriter, self.context, alpha=ALPHA, samples=self.options.samples)
         with self.rewriter.rewrite("quantize"):
-            layers = self._layers(everything)
+            layers = self._layers(everything, shares)
             never = self._never(layers)
             self.keeping.finish()
             graphs = [graph for _, graph in self.program.all_graphs()]
@@ -167,7 +172,7 @@ class _Quantizer:
                 plan = Plan.of(graphs, layers, everything, self.rules, never)
             self._write(plan, chosen)
 
-    def _layers(self, everything: bool) -> set[fx.Node]:
+    def _layers(self, everything: bool, shares: dict[fx.Node, float]) -> set[fx.Node]:
         """Return the layers to quantize, taken apart."""
         rewriter, found = self.rewriter, set()
         for name, reason in _FLOAT.items():
@@ -175,13 +180,12 @@ class _Quantizer:
                 rewriter.skip(node, reason)
         for node in rewriter.nodes(*_CANDIDATES):
             given = arguments(node)
-            convolution = node.target is _CONV_ACT or kind_of(node) == "convolution"
             try:
                 self.keeping.check(node)
-                if convolution and given.get("transposed", False):
+                if given.get("transposed", False):
                     raise Refusal(_TRANSPOSED)
-                if convolution and not everything:
-                    raise Refusal("convolutions are a small part of this network: they stay float")
+                if _is_convolution(node) and not everything and (shares[node] < _PART or given["groups"] > 1):
+                    raise Refusal("it is a small part of a network of linear layers: it stays float")
                 checked_weight(node, self.rules.smallest if everything else _SMALLEST, rewriter)
             except Refusal as refusal:
                 rewriter.skip(node, str(refusal))
@@ -323,23 +327,22 @@ def _wide_enough(scales: torch.Tensor, bias: torch.Tensor, step: float) -> torch
     return torch.maximum(scales, (bias.double().abs() / (step * _LARGEST_BIAS)).float())
 
 
-def _mostly_convolutions(program: Program) -> bool:
-    """Tell whether convolutions have most of the multiply-adds of all layers."""
-    counts = {"convolution": 0.0, "linear": 0.0}
+def _shares(program: Program) -> dict[fx.Node, float]:
+    """Return the part of the multiply-adds of all layers that each of them has."""
     cost = program.cost().at_samples() if program.samples else program.cost()
     figures = {(each.graph, each.name): each.figures.macs for each in cost.nodes}
-    for name, graph in program.all_graphs():
-        for node in calls(graph):
-            kind = (
-                "convolution"
-                if node.target is _CONV_ACT
-                else "linear"
-                if node.target is _SELF_ATTENTION
-                else kind_of(node)
-            )
-            if kind in counts:
-                counts[kind] += float(figures.get((name, name_of(node)), 0))
-    return counts["convolution"] > counts["linear"]
+    found = {
+        node: float(figures.get((name, name_of(node)), 0))
+        for name, graph in program.all_graphs()
+        for node in calls(graph)
+        if node.target in _TARGETS
+    }
+    total = sum(found.values())
+    return {node: count / total if total else 0.0 for node, count in found.items()}
+
+
+def _is_convolution(node: fx.Node) -> bool:
+    return node.target is _CONV_ACT or kind_of(node) == "convolution"
 
 
 def _trouble(seen: Histogram) -> str:
