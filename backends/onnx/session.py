@@ -141,16 +141,14 @@ def ready(value: Any, dtype: torch.dtype) -> torch.Tensor:
     return value.detach().to("cpu").contiguous().resolve_conj().resolve_neg()
 
 
-# It quantizes float weights between pairs: a layer that is to stay float would not.
-_LEFT_OUT = ["WeightBiasQuantization"]
-
-
 def _open(
     model: Model, settings: Settings, options: ort.SessionOptions, inspected: bool
 ) -> tuple[ort.InferenceSession, onnx.GraphProto | None]:
     graph, providers = model.graph.SerializeToString(), list(settings.providers)
+    # It completes layers between pairs, float biases for one, but also quantizes those that are to stay float.
+    left_out = ["WeightBiasQuantization"] if inspected and _keeps_layers(model.graph.graph) else []
     if not inspected:
-        return ort.InferenceSession(graph, options, providers=providers, disabled_optimizers=_LEFT_OUT), None
+        return ort.InferenceSession(graph, options, providers=providers, disabled_optimizers=left_out), None
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "optimized.onnx"
         options.optimized_model_filepath = str(path)
@@ -158,8 +156,17 @@ def _open(
         options.add_session_config_entry("session.optimized_model_external_initializers_file_name", "weights")
         size = "session.optimized_model_external_initializers_min_size_in_bytes"
         options.add_session_config_entry(size, str(INLINE_BYTES))
-        session = ort.InferenceSession(graph, options, providers=providers, disabled_optimizers=_LEFT_OUT)
+        session = ort.InferenceSession(graph, options, providers=providers, disabled_optimizers=left_out)
         return session, onnx.load(path, load_external_data=False).graph
+
+
+def _keeps_layers(graph: onnx.GraphProto) -> bool:
+    """Tell whether a layer with a float weight reads what a Dequantize gives."""
+    quantized = {value for node in graph.node if node.op_type == "DequantizeLinear" for value in node.output}
+    return any(
+        node.op_type in ("Conv", "Gemm") and node.input[0] in quantized and node.input[1] not in quantized
+        for node in graph.node
+    )
 
 
 def _wrap(tensor: torch.Tensor) -> Any:

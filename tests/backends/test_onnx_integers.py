@@ -288,10 +288,10 @@ _RULES = {
         (*_X, _W4, _CONV, *_behind("y", "s", "z")),
         "its result is quantized to uint16",
     ),
-    "bias": (
+    "moving bias": (
+        (*_X, _W4, _node("Exp", "bias.in", to="b"), _node("Conv", "xd", "wd", "b", to="y", pads=[1, 1, 1, 1]), *_Y),
         (*_X, _W4, _node("Conv", "xd", "wd", "bias.float", to="y", pads=[1, 1, 1, 1]), *_Y),
-        (*_X, _W4, _CONV, *_Y),
-        "its bias, bias.float, is float",
+        "its bias, b (Exp), is float",
     ),
     "transposed": (
         (*_X, _W4, _node("ConvTranspose", "xd", "wd", to="y", pads=[1, 1, 1, 1]), *_Y),

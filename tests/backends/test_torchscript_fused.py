@@ -29,7 +29,7 @@ def test_every_operator_at_every_size(name: str) -> None:
     assert BACKEND.check(program) == []
     artifact = BACKEND.emit(program, {})
     # Layers run on other kernels than the program's: in another order of summation.
-    allowed = 1e-6 if name.startswith(("conv", "linear")) else 0.0
+    allowed = 1e-6 if name.startswith(("conv", "linear", "self attention")) else 0.0
     for batch in (1, 3, 1):
         inputs = resized(program, batch)
         before = {key: value.clone() for key, value in inputs.items()}
