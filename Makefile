@@ -24,6 +24,9 @@ lint: $(VENV)/ready
 bench: $(VENV)/ready
 	$(BIN)/python -m benchmarks.compile_time
 	$(BIN)/python -m benchmarks.fusion
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[bench]'
+	$(BIN)/python -m benchmarks.quantization
+	$(BIN)/python -m benchmarks.quantization_accuracy
 
 coverage: $(VENV)/ready
 	$(BIN)/python -m benchmarks.coverage
