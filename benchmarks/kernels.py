@@ -32,6 +32,7 @@ class Chain:
     width: int
     nodes: list[onnx.NodeProto] = field(default_factory=list)
     constants: list[onnx.TensorProto] = field(default_factory=list)
+    result_type: int = TensorProto.FLOAT
 
     def __call__(self, operator: str, *inputs: str, outputs: int = 1, own: bool = False, **attributes: Any) -> Any:
         """Add a node; return its result, or the list of them."""
@@ -49,6 +50,10 @@ class Chain:
         """Add a float32 number."""
         return self._constant(np.array(value, dtype=np.float32))
 
+    def zero_point(self, value: int) -> str:
+        """Add a uint8 number."""
+        return self._constant(np.array(value, dtype=np.uint8))
+
     def integers(self, *values: int) -> str:
         """Add an int64 vector."""
         return self._constant(np.array(values, dtype=np.int64))
@@ -59,9 +64,10 @@ class Chain:
 
     def session(self, result: str) -> ort.InferenceSession:
         """Load the chain that ends in `result`."""
-        kind = (TensorProto.FLOAT, ("batch", "tokens", self.width))
-        ends = [helper.make_tensor_value_info(name, *kind) for name in ("x", result)]
-        graph = helper.make_graph(self.nodes, "chain", ends[:1], ends[1:], self.constants)
+        shape = ("batch", "tokens", self.width)
+        given = helper.make_tensor_value_info("x", TensorProto.FLOAT, shape)
+        made = helper.make_tensor_value_info(result, self.result_type, shape)
+        graph = helper.make_graph(self.nodes, "chain", [given], [made], self.constants)
         model = helper.make_model(graph, opset_imports=_OPSETS, ir_version=10)
         options = ort.SessionOptions()
         options.intra_op_num_threads = THREADS
@@ -126,6 +132,39 @@ def attention(kind: str, heads: int) -> Layer:
     return layer
 
 
+def channel_factor(kind: str, tokens: int) -> Layer:
+    """A quantized product with one factor for each sample and channel, channels last."""
+
+    def layer(chain: Chain, x: str) -> str:
+        chain.result_type = TensorProto.UINT8
+        numbers = chain.number(0.05), chain.zero_point(0)
+        if x == "x":
+            x = chain("QuantizeLinear", x, *numbers)
+        factor = chain("Slice", x, *(chain.integers(each) for each in (0, 1, 1)))
+        if kind == "Tile":
+            factor = chain("Tile", factor, chain.integers(1, tokens, 1))
+        return str(chain("QLinearMul", x, *numbers, factor, *numbers, *numbers, own=True))
+
+    return layer
+
+
+def quantized_silu(kind: str) -> Layer:
+    """Silu from uint8 to uint8."""
+
+    def layer(chain: Chain, x: str) -> str:
+        chain.result_type = TensorProto.UINT8
+        numbers, gates = (chain.number(0.05), chain.zero_point(100)), (chain.number(1 / 256), chain.zero_point(0))
+        if x == "x":
+            x = chain("QuantizeLinear", x, *numbers)
+        if kind == "integers":
+            gate = chain("QLinearSigmoid", x, *numbers, *gates, own=True)
+            return str(chain("QLinearMul", x, *numbers, gate, *gates, *numbers, own=True))
+        y = chain("QuickGelu", chain("DequantizeLinear", x, *numbers), own=True, alpha=1.0)
+        return str(chain("QuantizeLinear", y, *numbers))
+
+    return layer
+
+
 @dataclass(frozen=True)
 class Group:
     """Candidates for one pattern at one size."""
@@ -147,6 +186,12 @@ def groups() -> Iterator[Group]:
     kinds = ("spelled out", "Attention", "MultiHeadAttention")
     for batch, tokens in ((1, 16), (1, 128), (8, 128), (1, 384), (1, 512), (1, 768), (1, 1500)):
         yield Group("attention", batch, tokens, 384, {kind: attention(kind, 6) for kind in kinds})
+    for batch, tokens, width in ((1, 12544, 32), (1, 784, 240), (1, 49, 1152), (8, 784, 240)):
+        made = {kind: channel_factor(kind, tokens) for kind in ("broadcast", "Tile")}
+        yield Group("factor for each channel", batch, tokens, width, made)
+    for batch, tokens, width in ((1, 12544, 96), (1, 784, 240), (1, 49, 1152), (8, 12544, 96), (8, 784, 240)):
+        kinds = ("integers", "floats")
+        yield Group("silu of integers", batch, tokens, width, {kind: quantized_silu(kind) for kind in kinds})
 
 
 def measure(group: Group, blocks: int) -> None:

@@ -24,6 +24,8 @@ class IntegerRules:
             "leaky-relu", "mul", "sigmoid".
         shared: kinds of which operands and result must have one scale.
         smallest: layers with fewer input or output features stay float.
+        large_silu: from so many elements a sample silu is faster as an integer sigmoid and product than in floats
+            between pairs; None where it never is.
     """
 
     activations: torch.dtype = torch.uint8
@@ -33,6 +35,7 @@ class IntegerRules:
     operators: frozenset[str] = frozenset({"add", "average-pool", "concat", "leaky-relu", "mul", "sigmoid"})
     shared: frozenset[str] = frozenset()
     smallest: int = 1
+    large_silu: int | None = None
 
     @property
     def limits(self) -> tuple[int, int]:

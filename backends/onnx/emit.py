@@ -23,7 +23,7 @@ from torch.export import ExportedProgram
 
 from burnish.backends.onnx.decompose import decompose
 from burnish.backends.onnx.quiet import quiet
-from burnish.backends.onnx.spellings import keep_pads_before_pools, keep_sums_before_norms
+from burnish.backends.onnx.spellings import keep_pads_before_pools, keep_sums_before_norms, tile_quantized_factors
 from burnish.backends.onnx.translations import table
 from burnish.compiler.errors import BackendError
 from burnish.compiler.graphs import NameTable, name_of, output_of
@@ -84,6 +84,7 @@ def lower(program: Program, opset: int, standard: bool) -> Lowered:
         keep_pads_before_pools(model.graph)
         if not standard:
             keep_sums_before_norms(model.graph)
+            tile_quantized_factors(model.graph)
     outputs, state = _name_ends(model, program)
     _name_all(model, program)
     return Lowered(model, outputs, state, _numbers(program))

@@ -36,7 +36,10 @@ __all__ = ["TorchScriptBackend"]
 
 _OPTIONS: dict[str, Any] = {}
 # Kernels of averages keep the scale of their operand, which is too wide for what they give: these stay float.
-_INTEGERS = IntegerRules(operators=frozenset({"add", "concat", "leaky-relu", "mul", "sigmoid"}))
+_INTEGERS = IntegerRules(
+    operators=frozenset({"add", "concat", "leaky-relu", "mul", "sigmoid"}),
+    large_silu=1 << 18,
+)
 _SHOWN_FINDINGS = 10
 _LINE = re.compile(r'File "<string>", line (\d+)')
 

@@ -2,7 +2,7 @@
 
 1. `burnish.conv_act` becomes a convolution, an addition and an activation.
 2. `burnish.linear_act` likewise.
-3. silu, alone or at the end of these, becomes x * sigmoid(x): integer kernels exist for both parts.
+3. A large silu becomes x * sigmoid(x) where integer kernels exist for both parts.
 4. `burnish.self_attention` becomes its projection, a linear layer, and `burnish.multi_head_attention`.
 
 Not handled: transposed convolutions, which have no integer kernel anywhere.
@@ -25,6 +25,7 @@ _FORMS: dict[str, tuple[str, dict[str, Any]]] = {
     "relu": ("aten.relu", {}),
     "sigmoid": ("aten.sigmoid", {}),
     "tanh": ("aten.tanh", {}),
+    "silu": ("aten.silu", {}),
     "gelu": ("aten.gelu", {}),
     "gelu_tanh": ("aten.gelu", {"approximate": "tanh"}),
     "hardswish": ("aten.hardswish", {}),
@@ -52,17 +53,16 @@ def layer_apart(node: fx.Node, rewriter: Rewriter) -> fx.Node:
         rewriter.replace(node, "aten.add.Tensor", (layer, residual), {}, same_type=True)
         return layer
     y = layer if residual is None else rewriter.insert(node, "aten.add.Tensor", (layer, residual), like=node)
-    if activation == "silu":
-        _silu(node, y, rewriter)
-    else:
-        form, kwargs = _FORMS[activation]
-        rewriter.replace(node, form, (y, *given["parameters"]), kwargs, same_type=True)
+    form, kwargs = _FORMS[activation]
+    rewriter.replace(node, form, (y, *given["parameters"]), kwargs, same_type=True)
     return layer
 
 
 def silu_apart(node: fx.Node, rewriter: Rewriter) -> None:
     """Replace silu by a sigmoid and a product."""
-    _silu(node, arguments(node)["self"], rewriter)
+    x = arguments(node)["self"]
+    gate = rewriter.insert(node, "aten.sigmoid", (x,), like=node)
+    rewriter.replace(node, "aten.mul.Tensor", (x, gate), {}, same_type=True)
 
 
 def projection_apart(node: fx.Node, rewriter: Rewriter) -> fx.Node:
@@ -77,8 +77,3 @@ def projection_apart(node: fx.Node, rewriter: Rewriter) -> fx.Node:
     kwargs = {name: given[name] for name in ("heads", "kv_heads", "scale", "causal")}
     rewriter.replace(node, "burnish.multi_head_attention", (*parts, given["mask"]), kwargs, same_type=True)
     return layer
-
-
-def _silu(node: fx.Node, x: fx.Node, rewriter: Rewriter) -> None:
-    gate = rewriter.insert(node, "aten.sigmoid", (x,), like=node)
-    rewriter.replace(node, "aten.mul.Tensor", (x, gate), {}, same_type=True)

@@ -1,6 +1,7 @@
-"""What an operator is to quantization: a layer, something with an integer kernel, or a rearrangement of its input.
+"""What an operator is to quantization: a layer, something with an integer kernel, an activation, a rearrangement.
 
-A rearrangement gives elements of its input and perhaps zeros, so what is quantized before it is quantized behind it.
+Activations have no integer kernel and compute in floats between layers that have one. A rearrangement gives elements
+of its input and perhaps zeros, so what is quantized before it is quantized behind it.
 """
 
 from __future__ import annotations
@@ -31,6 +32,15 @@ _KINDS = {
     "aten.mean.dim": "average-pool",
     "aten.cat": "concat",
     "aten.sigmoid": "sigmoid",
+    "aten.elu": "activation",
+    "aten.gelu": "activation",
+    "aten.hardsigmoid": "activation",
+    "aten.hardswish": "activation",
+    "aten.mish": "activation",
+    "aten.silu": "activation",
+    "aten.softplus": "activation",
+    "aten.tanh": "activation",
+    "burnish.quick_gelu": "activation",
     "aten.leaky_relu": "leaky-relu",
     "aten.relu": "limit",
     "aten.relu6": "limit",

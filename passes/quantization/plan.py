@@ -1,7 +1,7 @@
 """Where pairs of quantize and dequantize go: which operators compute in integers, and which values that needs.
 
 1. Layers that nothing speaks against compute in integers; so do, where everything is to be quantized, the operators
-   behind them that the target has an integer kernel for.
+   behind them that the target has an integer kernel for. Activations without one compute in floats between pairs.
 2. What they read is quantized, at its source: before the rearrangements that it went through.
 3. What they give is quantized where the target asks for that, behind an activation that only limits it.
 4. Kinds of operators of which the target wants one scale share it over all operands and the result.
@@ -55,11 +55,17 @@ class Plan:
             never: operators that must stay float.
         """
         plan, shared = Plan(), nx.Graph()
+        behind: set[fx.Node] = set()  # what computes in integers, and what follows it without leaving the layer
         for graph in graphs:
             for node in calls(graph):
+                sources = [source_of(each)[0] for each in operands(node)] if kind_of(node) is not None else []
+                follows = not behind.isdisjoint(sources)
                 wanted = everything and kind_of(node) in rules.operators and node not in never
-                if node in layers or (wanted and plan._is_behind(node)):
+                if node in layers or (wanted and follows):
                     plan.operators[node] = []
+                    behind.add(node)
+                elif follows and kind_of(node) in ("limit", "activation"):
+                    behind.add(node)
         for node, values in plan.operators.items():
             kind = kind_of(node)
             for each in plan._read(node, rules):
@@ -75,14 +81,6 @@ class Plan:
                 nx.add_path(shared, [*values, limited(node)])
         plan.groups = [found for each in nx.connected_components(shared) if (found := each & plan.readers.keys())]
         return plan
-
-    def _is_behind(self, node: fx.Node) -> bool:
-        """Tell whether an operator in integers gives an operand of `node`, perhaps limited or rearranged."""
-        for each in operands(node):
-            source, _ = source_of(each)
-            if source in self.operators or (kind_of(source) == "limit" and operands(source)[0] in self.operators):
-                return True
-        return False
 
     def _read(self, node: fx.Node, rules: IntegerRules) -> list[fx.Node]:
         """Return the operands of `node` to be quantized."""

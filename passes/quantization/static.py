@@ -16,6 +16,7 @@ run.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
@@ -196,9 +197,12 @@ class _Quantizer:
                 found.add(layer_apart(node, rewriter))
             else:
                 found.add(node)
-        if everything and {"sigmoid", "mul"} <= self.rules.operators:
+        large = self.rules.large_silu
+        if everything and large is not None:
             for node in rewriter.nodes("aten.silu"):
-                if kind_of(source_of(arguments(node)["self"])[0]) is not None:
+                sizes = node.meta["val"].shape[1:]
+                behind = kind_of(source_of(arguments(node)["self"])[0]) is not None
+                if behind and all(isinstance(each, int) for each in sizes) and math.prod(sizes) >= large:
                     silu_apart(node, rewriter)
         return found
 

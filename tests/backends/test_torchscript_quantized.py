@@ -124,8 +124,8 @@ def test_a_network_of_convolutions() -> None:
         "add_relu": 1,
         "cat": 1,
         "leaky_relu": 1,
-        "mul": 2,
-        "sigmoid": 2,
+        "mul": 1,
+        "sigmoid": 1,
         "linear_with_input_q_dq_qweight_dq_output_fp32": 1,
     }
     for batch in (1, 3, 4):

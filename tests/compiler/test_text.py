@@ -254,7 +254,8 @@ def test_printing_and_parsing_are_linear() -> None:
         return middle - start, time.process_time() - middle
 
     seconds(100)
-    small, large = seconds(1_000), seconds(8_000)
+    # The best of three: other work on the machine slows caches, which processor time includes.
+    small, large = (tuple(map(min, zip(*(seconds(count) for _ in range(3)), strict=True))) for count in (1_000, 8_000))
     # Eight times the nodes; a quadratic step would take 64 times as long.
     assert large[0] < 24 * small[0]
     assert large[1] < 24 * small[1]

@@ -67,8 +67,10 @@ def test_a_convolutional_network_runs_whole_in_integers(residual: tuple[nn.Modul
     compiled.save(tmp_path / "m.onnx")
     kernels = _kernels(tmp_path / "m.onnx")
     assert kernels["QLinearConv"] == 6
-    assert kernels["QLinearAdd"] == 1 and kernels["QLinearMul"] == 2 and kernels["QLinearSigmoid"] == 2
+    assert kernels["QLinearAdd"] == 1 and kernels["QLinearMul"] == 1 and kernels["QLinearSigmoid"] == 1
     assert kernels["QGemm"] == 1
+    # A small silu computes in floats between pairs; the gate is tiled in integers, a broadcast is slower.
+    assert kernels["QuickGelu"] == 1 and kernels["Tile"] == 1
     assert not any(kernels[name] for name in ("Conv", "Gemm", "MatMul", "Add", "Mul", "Sigmoid", "Relu", "Clip"))
     for batch in (1, 5):
         x = torch.randn(batch, 3, 32, 32)

@@ -30,6 +30,7 @@ _FUNCTIONS: dict[str, Callable[..., Any]] = {
     "aten.mish": activations.mish,
     "aten.rms_norm": norms.rms_norm,
     "aten.scaled_dot_product_attention": attention.scaled_dot_product_attention,
+    "aten.silu": activations.silu,
     "aten.softplus": activations.softplus,
     "aten.sym_numel": layers.element_count,
     "burnish.conv_act": layers.conv_act,

@@ -13,7 +13,7 @@ import onnx_ir as ir
 
 from burnish.backends.onnx.translations.builder import Builder
 
-__all__ = ["activate", "gelu", "hardsigmoid", "hardswish", "leaky_relu", "mish", "quick_gelu", "softplus"]
+__all__ = ["activate", "gelu", "hardsigmoid", "hardswish", "leaky_relu", "mish", "quick_gelu", "silu", "softplus"]
 
 _PLAIN = {"relu": "Relu", "sigmoid": "Sigmoid", "tanh": "Tanh"}
 _GELU_SINCE = 20
@@ -86,6 +86,11 @@ def quick_gelu(op: Builder, input: Any, alpha: float = 1.702) -> Any:
         return op.contrib("QuickGelu", input, alpha=float(alpha))
     scaled = input if alpha == 1.0 else op("Mul", input, op.number(alpha, input.dtype))
     return op("Mul", input, op("Sigmoid", scaled))
+
+
+def silu(op: Builder, self: Any) -> Any:
+    """X * sigmoid(x), one kernel in ONNX Runtime, which does not join the two itself behind a dequantization."""
+    return quick_gelu(op, self, 1.0)
 
 
 def _hardswish(op: Builder, x: Any, dtype: Any) -> Any:
