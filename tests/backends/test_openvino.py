@@ -87,6 +87,22 @@ def test_what_a_caller_does_to_results_reaches_nobody() -> None:
 
 
 @needs_openvino
+def test_memory_is_written_again_once_no_result_needs_it() -> None:
+    artifact = emit(nn.ReLU(), (torch.randn(4, 64),))
+    kept = [(x, artifact(x)) for x in (torch.randn(batch, 64) for batch in (4, 1, 9))]
+    places = [result.data_ptr() for _, result in kept]
+    assert len(set(places)) == 3
+    part = kept[2][1][3:].view(-1)
+    expected = part.clone()
+    del kept[1:]
+    # The last memory is still read through `part`; that of the second is free, whatever size comes now.
+    reused = artifact(torch.randn(1, 64))
+    assert reused.data_ptr() == places[1]
+    artifact(torch.randn(9, 64)).fill_(7.0)
+    assert torch.equal(part, expected) and torch.equal(kept[0][1], torch.relu(kept[0][0]))
+
+
+@needs_openvino
 def test_scalars_and_inputs_that_are_not_contiguous() -> None:
     class Scaled(nn.Module):
         def forward(self, x: torch.Tensor, by: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
