@@ -68,6 +68,7 @@ def capture(
         raise InputError(f"the example inputs do not fit {type(model).__name__}.forward: {error}") from error
     register_known_containers()
     register_containers((args, kwargs))
+    args, kwargs = _distinct(model, args, kwargs)
     parameters = _parameters(model)
     with evaluation_mode(model), untouched(model), torch.no_grad(), quiet():
         notes: tuple[str, ...] = ()
@@ -97,6 +98,26 @@ def as_arguments(inputs: Inputs) -> tuple[tuple[Any, ...], dict[str, Any]]:
     if isinstance(inputs, torch.Tensor):
         raise InputError("inputs is a tensor: pass a tuple, `inputs=(x,)`")
     raise InputError(f"inputs must be a tuple or a dict, not {type(inputs).__name__}")
+
+
+def _distinct(
+    model: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Return the inputs with copies of tensors that stand there twice, or are the model's own.
+
+    torch.export would take such a tensor for one value: the graph would read the last input that holds it everywhere.
+    """
+    leaves, structure = torch.utils._pytree.tree_flatten((args, kwargs))
+    tensors = [each for each in leaves if isinstance(each, torch.Tensor)]
+    seen = {id(each) for each in (*model.parameters(), *model.buffers())}
+    if len({id(each) for each in tensors} - seen) == len(tensors):
+        return args, kwargs
+    for index, leaf in enumerate(leaves):
+        if isinstance(leaf, torch.Tensor):
+            leaves[index] = leaf.detach().clone() if id(leaf) in seen else leaf
+            seen.add(id(leaf))
+    args, kwargs = torch.utils._pytree.tree_unflatten(leaves, structure)
+    return args, kwargs
 
 
 def _export(

@@ -35,8 +35,10 @@ def register_known_containers() -> None:
 def register_containers(value: Any) -> bool:
     """Register the class of every leaf of `value` that holds tensors; tell whether there was one."""
     found = False
-    # A registered object may hold others.
-    while unknown := {type(leaf) for leaf in pytree.tree_leaves(value) if _holds_tensor(leaf)} - {torch.Tensor}:
+    # A registered object may hold others. Parameters and other kinds of tensors are leaves themselves.
+    while unknown := {
+        type(leaf) for leaf in pytree.tree_leaves(value) if not isinstance(leaf, torch.Tensor) and _holds_tensor(leaf)
+    }:
         found = True
         for cls in unknown:
             _register(cls)

@@ -117,6 +117,18 @@ def test_lists_and_dicts_of_tensors():
     check(Function(forward), inputs(2), inputs(5))
 
 
+def test_one_tensor_for_several_inputs():
+    model, one = Function(lambda linear, x, rest: linear(x) * 2 + rest[0] * rest[1]), torch.randn(2, 4)
+    check(model, (one, [one, one]), (torch.randn(2, 4), [torch.randn(2, 4), torch.randn(2, 4)]))
+
+
+@torch.no_grad()
+def test_a_weight_of_the_model_as_an_input():
+    model = Function(lambda linear, x: linear(x) * linear.weight)
+    check(model, (model.linear.weight,), (torch.randn(4, 4),))
+    assert nn.Parameter not in torch.utils._pytree.SUPPORTED_NODES
+
+
 def test_keyword_only_parameters():
     class KeywordOnly(nn.Module):
         def forward(self, *, left, right):
