@@ -23,7 +23,8 @@ from burnish.compiler.program import Program
 from burnish.compiler.provenance import provenance_of
 from burnish.compiler.rewriter import Rewriter
 from burnish.passes.quantization.bias_correction import bias_holder
-from burnish.passes.quantization.kinds import LAYERS, kind_of
+from burnish.passes.quantization.kinds import CONVOLUTIONS, LAYERS, kind_of, operands
+from burnish.passes.quantization.plan import limited, source_of
 from burnish.passes.quantization.rescaling import set_argument
 
 __all__ = ["Quantizer", "fixed_weights", "quantizers", "with_only"]
@@ -42,7 +43,9 @@ class Quantizer:
         graph: where it stands.
         nodes: its dequantize operators, by name.
         readers: the operators that compute with the result, by name.
-        keep: what the option `keep` of a pass of quantization would call these readers.
+        layers: what the option `keep` of a pass of quantization would call these readers.
+        keep: `layers`, and what computes an activation in integers where the target wants the results of these as
+            integers: with all of them float the quantizer is gone.
         operators: what they are.
         module: path of the module that the activation or the weight comes from.
     """
@@ -52,6 +55,7 @@ class Quantizer:
     graph: str
     nodes: tuple[str, ...]
     readers: tuple[str, ...]
+    layers: tuple[str, ...]
     keep: tuple[str, ...]
     operators: tuple[str, ...]
     module: str
@@ -130,7 +134,8 @@ def _quantizer(
         graph=graph,
         nodes=tuple(name_of(node) for node in nodes),
         readers=tuple(name_of(node) for node in readers),
-        keep=tuple(dict.fromkeys(_keep_name(node) for node in readers)),
+        layers=tuple(dict.fromkeys(_keep_name(node) for node in readers)),
+        keep=tuple(dict.fromkeys(_keep_name(node) for node in [*readers, *_makers(value)])),
         operators=tuple(dict.fromkeys(operator_name(node.target).split(".")[1] for node in readers)),
         module=", ".join(modules),
     )
@@ -144,6 +149,26 @@ def _readers(node: fx.Node) -> list[fx.Node]:
             continue
         found += _readers(user) if kind_of(user) == "rearrangement" else [user]
     return found
+
+
+def _makers(value: fx.Node) -> list[fx.Node]:
+    """Return what computes `value` in integers and cannot give floats, in a Program for a target that wants it so."""
+    maker = value.all_input_nodes[0] if kind_of(value) == "limit" else value
+    wanted = all(_result_is_quantized(node) for node in calls(value.graph) if _gives_integers(node))
+    return [maker] if wanted and _gives_integers(maker) else []
+
+
+def _gives_integers(node: fx.Node) -> bool:
+    """Tell whether `node` computes in integers, and is none of the linear layers, which give floats as fast."""
+    if kind_of(node) in (None, "linear", "activation", "limit", "rearrangement"):
+        return False
+    if operator_name(node.target) in CONVOLUTIONS and not _is_dequantize(arguments(node)["weight"]):
+        return False
+    return all(_is_dequantize(source_of(each)[0]) for each in operands(node))
+
+
+def _result_is_quantized(node: fx.Node) -> bool:
+    return any(_value_of(user) is not None for user in limited(node).users)
 
 
 def _keep_name(reader: fx.Node) -> str:

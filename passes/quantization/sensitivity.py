@@ -48,11 +48,14 @@ def sensitivity(
         progress: show progress on a terminal.
 
     Raises:
-        InputError: nothing in the Program is quantized, or the metric returns something else than a finite number.
+        InputError: this is no Program, nothing in it is quantized, or the metric returns something else than a finite
+            number.
         OptionError: `by` is neither.
     """
     if by not in ("quantizer", "layer"):
         raise OptionError(f"by must be 'quantizer' or 'layer', but is {by!r}")
+    if not isinstance(program, Program):
+        raise InputError(f"sensitivity takes a Program, not a {type(program).__name__}: give it compiled.program")
     every = quantizers(program)
     if not every:
         raise InputError("the program has no quantizer to bypass: run the pass quantize, or quantize-dynamic, first")
@@ -89,7 +92,8 @@ class SensitivityRow:
         kind: activation, weight, or layer.
         module: path of the modules that it comes from, "" when unknown.
         operators: what computes with it.
-        keep: names for the option `keep` of the pass that leave these operators float.
+        keep: names for the option `keep` of the pass that leave these operators float; of an activation also what
+            computes it in integers, where the target wants the results of these as integers.
         metric: with this alone.
         drop: how much less than with nothing quantized; negative where quantizing helps.
     """
@@ -189,7 +193,7 @@ def _by_layer(every: list[Quantizer]) -> list[tuple[tuple[str, Literal["layer"]]
     """Return the quantizers that each operator reads, by the name under which it can be kept."""
     groups: dict[str, list[Quantizer]] = {}
     for each in every:
-        for name in each.keep:
+        for name in each.layers:
             groups.setdefault(name, []).append(each)
     return [((name, "layer"), found) for name, found in groups.items()]
 

@@ -105,6 +105,18 @@ def test_by_layer() -> None:
     assert "add" in {operator for row in found.rows for operator in row.operators}
 
 
+def test_what_is_kept_has_no_quantizer_any_more() -> None:
+    model = _Net().eval()
+    found = burnish.sensitivity(_compiled("quantize", model).program, _metric(model))
+    kept = {row.name: row.keep for row in found.rows if row.kind == "activation"}
+    assert kept["x"] == ("conv1.weight",)
+    # The pool's integer kernel gives integers: it has to stay float too.
+    assert kept["mean"] == ("head.weight", "mean")
+    for name in ("x", "mean", "add"):
+        program = _compiled(f"quantize{{keep=[{','.join(kept[name])}]}}", model).program
+        assert name not in {each.name for each in quantizers(program)}
+
+
 def test_dynamic_pairs() -> None:
     torch.manual_seed(0)
     model, x = nn.Sequential(nn.Linear(32, 32), nn.GELU(), nn.Linear(32, 16)).eval(), torch.randn(8, 32)
@@ -175,6 +187,8 @@ def test_bad_use() -> None:
     program = _compiled("quantize", model).program
     with pytest.raises(burnish.InputError, match="has no quantizer to bypass"):
         burnish.sensitivity(burnish.capture(model, (_X,)), _metric(model))
+    with pytest.raises(burnish.InputError, match=r"takes a Program, not a _Net: give it compiled\.program"):
+        burnish.sensitivity(model, _metric(model))  # type: ignore[arg-type]
     with pytest.raises(burnish.InputError, match="must return a number, but returned a str"):
         burnish.sensitivity(program, lambda run: "good")
     with pytest.raises(burnish.InputError, match="must return a finite number, but returned nan"):
