@@ -112,5 +112,13 @@ def _coerce(pass_name: str, name: str, kind: Any, value: SpecValue) -> Any:
         return float(value)
     elif isinstance(kind, type) and isinstance(value, kind) and (kind is bool or not isinstance(value, bool)):
         return value
-    wanted = " or ".join(map(repr, parameters)) if origin is typing.Literal else getattr(kind, "__name__", str(kind))
-    raise OptionError(f"pass {pass_name!r}: option {name!r} must be {wanted}, but is {value!r}")
+    raise OptionError(f"pass {pass_name!r}: option {name!r} must be {_wanted(kind)}, but is {value!r}")
+
+
+def _wanted(kind: Any) -> str:
+    origin, parameters = typing.get_origin(kind), typing.get_args(kind)
+    if origin is typing.Literal:
+        return " or ".join(map(repr, parameters))
+    if origin in (typing.Union, types.UnionType):
+        return " or ".join(map(_wanted, parameters))
+    return "none" if kind is type(None) else getattr(kind, "__name__", str(kind))

@@ -120,7 +120,7 @@ def kernel_for(
 def _layer(name: str, found: dict[str, Any]) -> tuple[str, tuple[Any, ...], Padding | None] | None:
     """Return which layer it is, the arguments of its prepacking other than weight and bias, and its padding."""
     if name == "aten.linear":
-        return "linear", (), None
+        return ("linear", (), None) if found["input"].meta["val"].dim() > 1 else None
     dims = _CONVOLUTIONS.get(name)
     if name == "aten.convolution" and not found["transposed"]:
         dims = len(found["stride"])

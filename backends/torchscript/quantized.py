@@ -7,7 +7,7 @@
 5. Weights and biases are packed. Other constants in integers are dequantized here, once.
 
 Not handled, and computed in plain arithmetic or floats: int8 activations, uint8 ones of a narrower range, weights with
-zero points, convolutions with float result, layers whose float result has another reader.
+zero points, linear layers on vectors, convolutions with float result, layers whose float result has another reader.
 """
 
 from __future__ import annotations
@@ -153,6 +153,8 @@ class _Lowering:
         if torch.backends.quantized.engine not in _ENGINES:
             return
         value = arguments(node)["input"]
+        if value.meta["val"].dim() < 2:
+            return
         source, numbers = value, None
         known = self._origin(value)
         if known is not None:

@@ -1,12 +1,13 @@
 """The calibration data of a context, as inputs of a Program by name.
 
 An item is what the model is called with: a tensor, a tuple of arguments, or a dict by name; or a pair of that and a
-target, which is left out. Data that can be read once only, a generator, is kept, so that the next pass has it too.
+target, which is left out. Of data that can be read once only, a generator, what was read is kept, so that the next
+pass has it too.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -35,8 +36,12 @@ def calibration_inputs(program: Program, context: Context, samples: int, purpose
         raise InputError(
             f"pass {purpose!r} needs calibration data: give calibration=, an iterable of inputs, some hundred samples"
         )
+    if not isinstance(context.calibration, Iterable) and not hasattr(context.calibration, "__getitem__"):
+        raise InputError(
+            f"pass {purpose!r}: calibration= must be an iterable of inputs, but is {type(context.calibration).__name__}"
+        )
     if iter(context.calibration) is context.calibration:
-        context.calibration = list(context.calibration)
+        context.calibration = _Kept(context.calibration)
     binding, seen = Binding.of(program), 0
     for index, item in enumerate(context.calibration):
         inputs = _bound(binding, item, index)
@@ -46,6 +51,20 @@ def calibration_inputs(program: Program, context: Context, samples: int, purpose
             return
     if not seen:
         raise InputError(f"pass {purpose!r} needs calibration data, and calibration= is empty")
+
+
+class _Kept:
+    """Items of an iterator, perhaps an endless one, fetched when they are first asked for, and readable again."""
+
+    def __init__(self, source: Iterator[Any]) -> None:
+        self.source = source
+        self.items: list[Any] = []
+
+    def __iter__(self) -> Iterator[Any]:
+        yield from self.items
+        for item in self.source:
+            self.items.append(item)
+            yield item
 
 
 def _bound(binding: Binding, item: Any, index: int) -> dict[str, Any]:

@@ -16,6 +16,9 @@ from burnish.passes.canonical.batch_norms import Refusal, read_constant
 
 __all__ = ["Keeping", "checked_weight"]
 
+# Scales of smaller weights would overflow when they are inverted.
+_LEAST = 2.0**-92
+
 
 class Keeping:
     """The patterns of an option `keep`, and which of them matched something."""
@@ -50,15 +53,20 @@ def checked_weight(node: fx.Node, smallest: int, rewriter: Rewriter) -> torch.Te
     """Return the weight of a layer, [outputs, inputs, ...].
 
     Raises:
-        Refusal: it is no constant, has another dtype than float32, fewer than `smallest` inputs or outputs, or is not
-            finite.
+        Refusal: it is applied to a vector, or is no constant, has another dtype than float32, fewer than `smallest`
+            inputs or outputs, or is not finite, or too small for a scale.
     """
     given = arguments(node)
     value = read_constant(given["weight"], "weight", rewriter)
+    if given["input"].meta["val"].dim() < 2:
+        raise Refusal("it reads a single vector: integer kernels take matrices")
     if value.dtype != torch.float32 or given["input"].meta["val"].dtype != torch.float32:
         raise Refusal(f"it computes in {str(value.dtype).removeprefix('torch.')}, not in float32")
     if min(value.shape[:2]) * int(given.get("groups", 1)) < smallest:
         raise Refusal(f"its weight, {list(value.shape)}, is too small for integers to pay")
     if not bool(torch.isfinite(value).all()):
         raise Refusal("its weight is not finite")
+    most = float(value.abs().max()) if value.numel() else 0.0
+    if 0 < most < _LEAST:
+        raise Refusal(f"its weight is too small for a scale: the largest is {most:.1g}")
     return value

@@ -74,6 +74,8 @@ def kind_of(node: fx.Node) -> str | None:
     if kind in ("add", "mul"):
         both = all(_is_float(each) and each.op != "get_attr" for each in (given["self"], given["other"]))
         return kind if both and given.get("alpha", 1) == 1 else None
+    if kind == "concat":
+        return kind if all(_is_float(each) for each in given["tensors"]) else None
     if node.target is _MEAN:
         rank = given["self"].meta["val"].dim()
         spatial = sorted(each % rank for each in given["dim"] or ()) == list(range(2, rank))

@@ -26,6 +26,8 @@ _KEPT = 0.9999
 _CANDIDATES = 100
 # Fractions of the largest magnitude below which no clipping is tried.
 _LEAST = 0.2
+# Scales of smaller ranges would overflow when they are inverted.
+_TINIEST = 2.0**-90
 # Scales have this many digits after the point of the mantissa: the last bits of a sum differ between machines, and the
 # text of a Program should not. 0.05% of a range is a thirtieth of one of its 255 steps at the ends.
 _DIGITS = 11
@@ -43,8 +45,8 @@ class Parameters:
 
 
 def covered(seen: Histogram, observer: Observer, rules: IntegerRules) -> tuple[float, float] | None:
-    """Return the range to cover, zero included; None where the value was always zero, not finite, or never seen."""
-    if seen.is_empty or not seen.finite or seen.low == seen.high == 0:
+    """Return the range to cover, zero included; None where it was never seen, not finite, or never but zero."""
+    if seen.is_empty or not seen.finite or max(-seen.low, seen.high) < _TINIEST:
         return None
     low, high = OBSERVERS[observer](seen, rules)
     return min(low, 0.0), max(high, 0.0)

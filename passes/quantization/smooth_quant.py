@@ -137,7 +137,7 @@ def _observed(program: Program, context: Context, values: list[fx.Node], samples
 
     def observe(node: fx.Node, value: object) -> None:
         if node in wanted and isinstance(value, torch.Tensor) and value.numel():
-            most = value.detach().abs().flatten(0, -2).amax(0).double()
+            most = value.detach().abs().reshape(-1, value.shape[-1]).amax(0).double()
             reach[node] = torch.maximum(reach[node], most) if node in reach else most
 
     with working("calibrating", context.progress):

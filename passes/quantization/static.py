@@ -78,6 +78,7 @@ _FLOAT = {
 # Between floats a product of matrices with fewer inputs or outputs is too small to pay.
 _SMALLEST = 16
 _LARGEST_BIAS = 2.0**30
+_SMALLEST_STEP = 2.0**-120
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,7 +141,8 @@ class _Quantizer:
         self.rules = rules
         self.keeping = Keeping(options.name, options.keep)
         self.weights: dict[tuple[fx.Node, tuple[float, ...]], tuple[fx.Node, torch.Tensor]] = {}
-        self.means: dict[fx.Node, ChannelMean] = {}
+        # By dimension of the channels: a convolution and a linear layer may read one value.
+        self.means: dict[fx.Node, dict[int, ChannelMean]] = {}
         fast = options.preset == "fast"
         self.observer: Observer = options.observer or ("min-max" if fast else "mse")
         self.corrects = not fast if options.correct_biases is None else options.correct_biases
@@ -222,15 +224,18 @@ class _Quantizer:
         """Run the Program on the calibration data."""
         seen = {node: Histogram() for node in plan.readers}
         read = [layer for node in plan.operators if self.corrects and (layer := layer_of(node)) is not None]
-        self.means = {arguments(each.node)["input"]: ChannelMean(channel_dim(each)) for each in read}
+        for each in read:
+            dim = channel_dim(each)
+            self.means.setdefault(arguments(each.node)["input"], {})[dim] = ChannelMean(dim)
         observed = seen.keys() | self.means.keys()
         inputs = [node for graph in self.program.graphs.values() for node in placeholders(graph) if node in observed]
 
         def observe(node: fx.Node, value: object) -> None:
             if node in observed and isinstance(value, torch.Tensor):
-                for each in (seen.get(node), self.means.get(node)):
-                    if each is not None:
-                        each.add(value)
+                if node in seen:
+                    seen[node].add(value)
+                for mean in self.means.get(node, {}).values():
+                    mean.add(value)
 
         options = self.options
         with working("calibrating", self.context.progress):
@@ -288,7 +293,7 @@ class _Quantizer:
         # Integer kernels of convolutions and of products of two matrices add the bias to the sums; others give floats.
         matrix = self.rules.results and given["input"].meta["val"].dim() == 2
         inside = holder is node and (matrix or limited(node) in plan.whole)
-        if added is not None and inside:
+        if added is not None and holder is node:
             scales = _wide_enough(scales, added, chosen[source].scale)
         key = (weight, tuple(scales.tolist()))
         if key not in self.weights:
@@ -298,8 +303,8 @@ class _Quantizer:
                 integers,
             )
         dequantized, integers = self.weights[key]
-        layer, seen = layer_of(node), self.means.get(given["input"])
-        mean = seen.value if seen is not None else None
+        layer, seen = layer_of(node), self.means.get(given["input"], {})
+        mean = seen[channel_dim(layer)].value if layer is not None and seen else None
         corrects = layer is not None and mean is not None and (bias is None or added is not None)
         if layer is not None and mean is not None and corrects:
             steps = scales.double().reshape(-1, *[1] * (held.dim() - 1))
@@ -324,11 +329,14 @@ class _Quantizer:
 
 
 def _wide_enough(scales: torch.Tensor, bias: torch.Tensor, step: float) -> torch.Tensor:
-    """Return the scales of a weight such that its bias fits into int32.
+    """Return the scales of a weight such that its bias fits into int32, in steps that float32 has.
+
+    A bias that stays float has to fit too: ONNX Runtime quantizes the constant ones, and clips what does not fit.
 
     Where that changes one, the largest sum of the row is far below what the bias keeps of its own digits.
     """
-    return torch.maximum(scales, (bias.double().abs() / (step * _LARGEST_BIAS)).float())
+    least = (bias.double().abs() / (step * _LARGEST_BIAS)).clamp(min=_SMALLEST_STEP / step)
+    return torch.maximum(scales, least.float())
 
 
 def _shares(program: Program) -> dict[fx.Node, float]:
@@ -352,4 +360,6 @@ def _is_convolution(node: fx.Node) -> bool:
 def _trouble(seen: Histogram) -> str:
     if not seen.finite:
         return "is not finite on the calibration data"
-    return "is computed from nothing that the calibration data reach" if seen.is_empty else "is always zero"
+    if seen.is_empty:
+        return "is computed from nothing that the calibration data reach"
+    return "is always zero" if seen.low == seen.high == 0 else "is too small for a scale on the calibration data"

@@ -12,10 +12,12 @@ __all__ = ["quantized_rows", "row_scales"]
 
 # Scales below this one would overflow when they are inverted.
 _SMALLEST = 2.0**-100
+# Of a row of zeros: fine enough for its bias, which has steps of this times the scale of the input.
+_OF_ZEROS = 2.0**-24
 
 
 def row_scales(weight: torch.Tensor, bits: int = 8, by_row: bool = True) -> torch.Tensor:
-    """Return the scale of every row, float32 [N], of a finite weight [N, ...].
+    """Return the scale of every row, float32 [N], of a finite weight [N, ...]; a row of zeros has one too.
 
     Args:
         weight: what to quantize.
@@ -24,8 +26,7 @@ def row_scales(weight: torch.Tensor, bits: int = 8, by_row: bool = True) -> torc
     """
     reach = weight.double().abs().flatten(1).amax(1)
     scales = (reach if by_row else reach.max().expand_as(reach)) / _highest(bits)
-    # A row of zeros needs some scale.
-    return torch.where(scales > _SMALLEST, scales, 1.0).float()
+    return torch.where(scales > _SMALLEST, scales, _OF_ZEROS).float()
 
 
 def quantized_rows(weight: torch.Tensor, scales: torch.Tensor, bits: int = 8) -> torch.Tensor:

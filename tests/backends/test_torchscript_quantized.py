@@ -393,3 +393,9 @@ def test_a_range_at_run_time_that_is_empty() -> None:
     program, artifact = lowered(Function(lambda m, x: run_at(m, x, "choose_qparams"), **held(6, 8)), torch.randn(3, 8))
     for x in (torch.zeros(2, 8), torch.full((2, 8), 3.0), -torch.rand(2, 8), torch.randn(2, 8)):
         torch.testing.assert_close(artifact(x), program(x), rtol=0, atol=0.06)
+
+
+def test_a_layer_on_a_vector_has_no_kernel() -> None:
+    program, artifact = lowered(Function(lambda m, x: run_at(m, x, "choose_qparams"), **held(6, 8)), torch.randn(8))
+    x = torch.randn(8)
+    torch.testing.assert_close(artifact(x), program(x), rtol=1e-5, atol=1e-5)

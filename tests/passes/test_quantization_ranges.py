@@ -104,6 +104,7 @@ def test_moving_average_follows_the_batches() -> None:
 
 
 def test_no_range() -> None:
+    assert covered(_seen(torch.tensor([-1e-30, 1e-30])), "mse", _RULES) is None
     assert covered(Histogram(), "mse", _RULES) is None
     assert covered(_seen(torch.zeros(3)), "mse", _RULES) is None
     assert covered(_seen(torch.tensor([1.0, math.nan])), "mse", _RULES) is None

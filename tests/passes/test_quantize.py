@@ -159,6 +159,7 @@ def test_calibration_data_in_every_form() -> None:
         ([torch.zeros(2, 3, 8, 8).double()], "calibration item 0: .*float32.*convert it"),
         ([torch.full((2, 3, 8, 8), math.nan)], "calibration item 0: input 'input' holds NaN or infinity"),
         (["picture.png"], "calibration item 0: input 'input' must be a tensor"),
+        (7, "calibration= must be an iterable of inputs, but is int"),
     ],
 )
 def test_bad_calibration_data(calibration: Any, message: str) -> None:
@@ -172,7 +173,8 @@ def test_bad_calibration_data(calibration: Any, message: str) -> None:
     [
         ("{bits=9}", "'bits' must be from 2 to 8"),
         ("{samples=0}", "'samples' must be 1 or more"),
-        ("{observer=median}", "'observer' must be"),
+        ("{observer=median}", "'observer' must be 'min-max' or .* or 'mse' or none, but is 'median'"),
+        ("{symmetric=yes}", "'symmetric' must be bool or none, but is 'yes'"),
         ("{granularity=row}", "'granularity' must be"),
         ("{keep=[tail]}", r"no layer matches 'tail': there are _1"),
     ],
@@ -212,6 +214,119 @@ def test_large_biases_fit() -> None:
     compiled = burnish.compile(model, _PASSES, inputs=(items[0],), calibration=items, backend="onnx")
     with torch.no_grad():
         assert worst_drift([compiled(items[1])], [model(items[1])]) < 0.005
+
+
+@pytest.mark.parametrize("backend", ["onnx", "onnx{dialect=openvino}", "onnx{dialect=tensorrt}", "torchscript"])
+def test_large_biases_of_linear_layers_fit(backend: str) -> None:
+    """ONNX Runtime quantizes a constant float bias too, and clips it where the scale of the weight is too small."""
+    model = nn.Sequential(nn.Linear(32, 48), nn.ReLU(), nn.Linear(48, 24)).eval()
+    with torch.no_grad():
+        model[0].weight.mul_(1e-6)  # type: ignore[operator]
+        model[0].bias.mul_(1e4)  # type: ignore[operator]
+    items = _data((3, 32), 6)
+    compiled = burnish.compile(model, _PASSES, inputs=(items[0],), calibration=items, backend=backend)
+    with torch.no_grad():
+        assert worst_drift([compiled(items[1])], [model(items[1])]) < 0.02
+
+
+@pytest.mark.parametrize("backend", ["onnx", "onnx{dialect=openvino}", "torchscript"])
+def test_the_bias_of_a_channel_of_zeros_keeps_its_digits(backend: str) -> None:
+    model = nn.Sequential(nn.Conv2d(8, 16, 3), nn.ReLU(), nn.Conv2d(16, 8, 3)).eval()
+    with torch.no_grad():
+        model[0].weight.zero_()  # type: ignore[operator]
+    items = [10 * each for each in _data((3, 8, 8, 8), 4)]
+    compiled = burnish.compile(model, _PASSES, inputs=(items[0],), calibration=items, backend=backend)
+    assert compiled.program.print().count("quantize_per_tensor") >= 4
+    with torch.no_grad():
+        assert worst_drift([compiled(items[1])], [model(items[1])]) < 0.01
+
+
+@pytest.mark.parametrize(("weight", "factor"), [(1.0, 1e-35), (1e-32, 1.0)])
+def test_what_no_scale_fits_stays_float(weight: float, factor: float) -> None:
+    """Weights and activations so small that their integers would all be zero."""
+
+    class _Tiny(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = nn.Conv2d(3, 16, 3, bias=False), nn.Conv2d(16, 8, 3, bias=False)
+            self.first.weight.data *= weight
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.second(torch.relu(self.first(x * factor))) * 1e20
+
+    model, items = _Tiny().eval(), _data((2, 3, 8, 8), 2)
+    compiled = burnish.compile(model, _PASSES, inputs=(items[0],), calibration=items)
+    skipped = " ".join(each.reason for record in compiled.report.records for each in record.skips)
+    assert "too small for a scale" in skipped
+    with torch.no_grad():
+        assert worst_drift([compiled.program(items[1])], [model(items[1])]) < 0.02
+
+
+def test_a_convolution_and_a_linear_layer_read_one_value() -> None:
+    """Their channels are different dimensions, and the means for the biases with them."""
+
+    class _Both(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            torch.manual_seed(0)
+            self.conv, self.linear = nn.Conv2d(16, 16, 3), nn.Linear(16, 32)
+
+        def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            return self.conv(x), self.linear(x)
+
+    shift = torch.linspace(-5, 5, 16)
+    model, both = _Both().eval(), [each + shift for each in _data((3, 16, 16, 16), 4)]
+    for dims, index in (((0, 2, 3), 0), ((0, 1, 2), 1)):
+        # What one of the two reads has a mean by channel, and what the other reads then has none.
+        items, shifts = [each if index else each.transpose(1, 3).contiguous() for each in both], []
+        for corrects in ("true", "false"):
+            options = f"{{correct_biases={corrects},bits=3}}"
+            compiled = burnish.compile(model, _PASSES + options, inputs=(items[0],), calibration=items)
+            with torch.no_grad():
+                found = compiled.program(items[1])[index] - model(items[1])[index]
+            shifts.append(float(found.mean(dims).abs().max()))
+        assert shifts[0] < 0.2 * shifts[1]
+
+
+def test_a_concatenation_of_other_types_stays_float() -> None:
+    class _Cat(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = nn.Conv2d(8, 8, 1), nn.Conv2d(16, 8, 1)
+
+        def forward(self, x: torch.Tensor, steps: torch.Tensor) -> torch.Tensor:
+            return self.second(torch.cat([self.first(x), steps], 1))
+
+    model, steps = _Cat().eval(), torch.randint(-3, 4, (2, 8, 4, 4))
+    items = [(each, steps) for each in _data((2, 8, 4, 4), 4)]
+    compiled = burnish.compile(model, _PASSES, inputs=items[0], calibration=items, backend="onnx")
+    with torch.no_grad():
+        assert worst_drift([compiled(*items[1])], [model(*items[1])]) < 0.03
+
+
+@pytest.mark.parametrize("passes", [_PASSES, "default,quantize-dynamic"])
+def test_a_layer_on_a_vector_stays_float(passes: str) -> None:
+    """libtorch has no kernel for it, and OpenVINO gives its result a dimension more."""
+    model, items = nn.Linear(32, 48).eval(), _data((32,), 4)
+    compiled = burnish.compile(model, passes, inputs=(items[0],), calibration=items)
+    assert "quantized_decomposed" not in compiled.program.print()
+    reasons = [each.reason for record in compiled.report.records for each in record.skips]
+    assert reasons == ["it reads a single vector: integer kernels take matrices"]
+
+
+def test_an_endless_generator_is_read_as_far_as_needed() -> None:
+    model = nn.Sequential(nn.Linear(32, 32), nn.LayerNorm(32), nn.Linear(32, 32)).eval()
+    fetched: list[torch.Tensor] = []
+
+    def endless() -> Any:
+        while True:
+            assert len(fetched) < 20, "read on"
+            fetched.append(torch.randn(5, 32))
+            yield fetched[-1]
+
+    passes = "default,smooth-quant{samples=11},quantize{samples=18}"
+    burnish.compile(model, passes, inputs=(torch.randn(2, 32),), calibration=endless(), verify=0)
+    assert len(fetched) == 4
 
 
 def test_samples_limit_the_data() -> None:

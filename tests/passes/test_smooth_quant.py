@@ -177,3 +177,11 @@ def test_data_are_needed_where_there_is_something_to_smooth() -> None:
     program = burnish.capture(nn.Sequential(nn.LayerNorm(4), nn.Linear(4, 4)), (torch.randn(2, 4),))
     with pytest.raises(PassError, match="'smooth-quant' needs calibration data"):
         run_pipeline(Pipeline.parse("canonicalize,smooth-quant"), program, Context())
+
+
+def test_a_single_vector() -> None:
+    model = nn.Sequential(nn.LayerNorm(32), nn.Linear(32, 32)).eval()
+    x = torch.randn(32)
+    compiled = burnish.compile(model, "default,smooth-quant", inputs=(x,), calibration=[x])
+    with torch.no_grad():
+        assert torch.allclose(compiled.program(x), model(x), rtol=1e-5, atol=1e-6)
