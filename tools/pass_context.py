@@ -40,13 +40,22 @@ def read_calibration(files: Sequence[Path] | None) -> list[dict[str, Any]] | Non
     """Return the contents of `.npz` files, each a batch of inputs by name; None where there are none.
 
     Raises:
-        InputError: a file does not exist.
+        InputError: a file does not exist, or holds text.
         FileFormatError: a file is truncated or foreign.
     """
     import torch
 
+    from burnish.compiler.errors import InputError
     from burnish.tools.example_inputs import read_arrays
 
     if not files:
         return None
-    return [{name: torch.from_numpy(each) for name, each in read_arrays(path).items()} for path in files]
+    found = []
+    for path in files:
+        found.append(batch := dict[str, Any]())
+        for name, each in read_arrays(path).items():
+            try:
+                batch[name] = torch.from_numpy(each)
+            except TypeError as error:
+                raise InputError(f"{path}: no tensor can hold {name!r}, of NumPy's type {each.dtype}") from error
+    return found

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import numpy as np
 import onnx
 import torch
 
@@ -45,6 +46,8 @@ def graph_for_openvino(model: onnx.ModelProto, weights: Mapping[str, torch.Tenso
                 raise BackendError(f"OpenVINO cannot load the graph: {reason}")
             if opset >= _AXIS_IS_INPUT:
                 _name_axis(node, constants)
+    if any(node.op_type == "Shape" for node in found.graph.node):
+        _add_biases(found.graph)
     return found
 
 
@@ -56,6 +59,33 @@ def _refer(initializer: onnx.TensorProto, weight: torch.Tensor) -> None:
     place = {"location": _MEMORY, "offset": str(weight.data_ptr()), "length": str(weight.nbytes)}
     for key, value in place.items():
         initializer.external_data.add(key=key, value=value)
+
+
+def _add_biases(graph: onnx.GraphProto) -> None:
+    """Add the bias of every Conv behind it, in a shape that is known here.
+
+    OpenVINO finds that shape from the size of the result without bias. It takes sizes that the graph asks for of other
+    values from there too, and then loses the bias where the result is quantized (2026.4).
+    """
+    dims = {each.name: len(each.dims) for each in graph.initializer}
+    for node in graph.node:
+        if node.op_type == "DequantizeLinear" and node.input[0] in dims:
+            dims[node.output[0]] = dims[node.input[0]]
+    nodes = []
+    for node in graph.node:
+        nodes.append(node)
+        if node.op_type != "Conv" or len(node.input) < 3 or not node.input[2] or node.input[1] not in dims:
+            continue
+        result, bias = node.output[0], node.input[2]
+        shape = np.array([1, -1, *[1] * (dims[node.input[1]] - 2)], dtype=np.int64)
+        graph.initializer.append(onnx.numpy_helper.from_array(shape, f"{result}.bias.shape"))
+        # The name that OpenVINO gives it.
+        node.output[0] = f"{result}/WithoutBiases"
+        del node.input[2]
+        nodes.append(onnx.helper.make_node("Reshape", [bias, f"{result}.bias.shape"], [f"{result}.bias"]))
+        nodes.append(onnx.helper.make_node("Add", [node.output[0], f"{result}.bias"], [result]))
+    del graph.node[:]
+    graph.node.extend(nodes)
 
 
 def _name_axis(node: onnx.NodeProto, constants: Mapping[str, onnx.TensorProto]) -> None:

@@ -322,3 +322,25 @@ def _load(
     )
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10), folder / "a.onnx")
     return OnnxBackend().load(folder / "a.onnx", {"runtime": "openvino"})
+
+
+@needs_openvino
+def test_no_bias_is_lost_where_sizes_are_asked_for() -> None:
+    class _Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            torch.manual_seed(0)
+            self.first, self.second = nn.Conv2d(8, 8, 1), nn.Conv2d(16, 8, 1)
+            self.register_buffer("k", torch.randn(1, 8, 8, 8))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.second(torch.cat([self.first(x), self.k.expand(x.shape[0], -1, -1, -1)], 1))
+
+    model, x = _Model().eval(), torch.randn(3, 8, 8, 8)
+    with torch.no_grad():
+        model.first.bias += 1
+    compiled = burnish.compile(
+        model, "default,quantize", inputs=(x,), backend="onnx{runtime=openvino}", calibration=[x]
+    )
+    for given in (x, x[:1]):
+        torch.testing.assert_close(compiled(given), compiled.program(given), rtol=0, atol=0.02)

@@ -196,6 +196,9 @@ def test_passes_for_a_backend_with_calibration_data(burnish: Command, saved: Pat
     assert result.exit_code != 0 and "needs calibration data" in result.stderr
     result = burnish("opt", saved, "-p", "default,quantize", "-b", "onnx", "--calibration", tmp_path / "none.npz")
     assert result.exit_code == 2 and "none.npz: no such file" in result.stderr
+    np.savez(tmp_path / "text.npz", x=np.array(["a"]))
+    result = burnish("opt", saved, "-p", "default,quantize", "-b", "onnx", "--calibration", tmp_path / "text.npz")
+    assert result.exit_code == 2 and "text.npz: no tensor can hold 'x', of NumPy's type <U1" in result.stderr
     data.write_bytes(data.read_bytes()[:100])
     result = burnish("opt", saved, "-p", "default,quantize", "-b", "onnx", "--calibration", data)
     assert result.exit_code == 2 and "truncated" in result.stderr
