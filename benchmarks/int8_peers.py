@@ -1,7 +1,8 @@
 """What others make of a model in int8, each at its best setting: from an exported file to a quantized one.
 
-ONNX Runtime's own tools (static QDQ after their pre-processing, and dynamic), and NNCF with OpenVINO. Convolutional
-networks are quantized whole, of transformers the products with constant weights: what is fastest and most accurate.
+ONNX Runtime's own tools (static QDQ after their pre-processing, and dynamic), NNCF with OpenVINO, and torchao's PT2E, a
+module with pairs. Convolutional networks are quantized whole, of transformers the products with constant weights: what
+is fastest and most accurate.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import numpy as np
 import onnx
 import torch
 
-__all__ = ["Feeds", "nncf_openvino", "ort_dynamic", "ort_static"]
+__all__ = ["Feeds", "nncf_openvino", "ort_dynamic", "ort_static", "torchao_pt2e"]
 
 Feeds = Sequence[dict[str, torch.Tensor]]
 """Calibration data: inputs by name, in the order of the file's inputs."""
@@ -73,6 +74,27 @@ def nncf_openvino(path: Path, data: Feeds, convolutional: bool) -> Any:
     items = [[value.numpy() for value in each.values()] for each in data]
     kind = None if convolutional else nncf.ModelType.TRANSFORMER
     return nncf.quantize(openvino.Core().read_model(path), nncf.Dataset(items), subset_size=len(items), model_type=kind)
+
+
+def torchao_pt2e(model: torch.nn.Module, inputs: Any, dynamic_shapes: Any, data: Feeds) -> torch.nn.Module:
+    """Return what torchao's PT2E makes of a model for x86: pairs that eager computes one by one."""
+    from torchao.quantization.pt2e import move_exported_model_to_eval
+    from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
+    from torchao.quantization.pt2e.quantizer import x86_inductor_quantizer as x86
+
+    quantizer = x86.X86InductorQuantizer().set_global(x86.get_default_x86_inductor_quantization_config())
+    args, kwargs = (tuple(inputs), {}) if not isinstance(inputs, dict) else ((), inputs)
+    if dynamic_shapes is None:
+        sizes = {0: torch.export.Dim.AUTO}
+        dynamic_shapes = [sizes for _ in args] or dict.fromkeys(kwargs, sizes)
+    exported = torch.export.export(model, args, kwargs, dynamic_shapes=dynamic_shapes).module()
+    prepared = prepare_pt2e(exported, quantizer)
+    with torch.no_grad():
+        for each in data:
+            prepared(*each.values()) if args else prepared(**each)
+    converted = convert_pt2e(prepared)
+    move_exported_model_to_eval(converted)
+    return converted
 
 
 def _reader(path: Path, data: Feeds) -> Any:

@@ -20,7 +20,8 @@ from benchmarks import int8_peers as peers
 from benchmarks.comparison import THREADS, against, eager, fastest, measure_batch, reason, run
 from benchmarks.fusion import Case, cases, export_file
 from benchmarks.sessions import Call, openvino_session, ort_session
-from benchmarks.timing import Interleaved
+from benchmarks.timing import Interleaved, ratio
+from burnish.backends.onnx import OnnxArtifact
 
 _SAMPLES = 16
 _OURS = ("static, ORT", "dynamic, ORT", "static, OV")
@@ -32,8 +33,15 @@ _GROUPS = {
 _CONVOLUTIONAL = ("resnet", "mobilenet", "efficientnet")
 
 
-def candidates(case: Case, folder: Path, without: set[str]) -> dict[str, Call]:
-    """Build what serves any batch size once: functions of the inputs."""
+def candidates(case: Case, folder: Path, without: set[str], shares: list[float]) -> dict[str, Call]:
+    """Build what serves any batch size once: functions of the inputs.
+
+    Args:
+        case: the model.
+        folder: for files.
+        without: names of candidates to leave out.
+        shares: gets the part of the multiply-adds that our static program does in integer kernels.
+    """
     example = case.inputs(2)
     every = case.inputs(_SAMPLES)
     data = [{name: value[at : at + 2] for name, value in every.items()} for at in range(0, _SAMPLES, 2)]
@@ -43,8 +51,8 @@ def candidates(case: Case, folder: Path, without: set[str]) -> dict[str, Call]:
         "fp32, ORT": lambda: _burnish(case, example, "default", "onnxruntime", data),
         "ORT static": lambda: ort_session(peers.ort_static(export, data, convolutional), THREADS),
         "ORT dynamic": lambda: ort_session(peers.ort_dynamic(export), THREADS),
-        "NNCF + OV": lambda: openvino_session(peers.nncf_openvino(export, data, convolutional), THREADS),
-        "static, ORT": lambda: _burnish(case, example, "default,quantize", "onnxruntime", data),
+        "NNCF + OV": lambda: _nncf(case, example, export, data, convolutional),
+        "static, ORT": lambda: _burnish(case, example, "default,quantize", "onnxruntime", data, shares),
         "dynamic, ORT": lambda: _burnish(case, example, "default,quantize-dynamic", "onnxruntime", data),
         "static, OV": lambda: _burnish(case, example, "default,quantize", "openvino", data),
     }
@@ -63,8 +71,25 @@ def candidates(case: Case, folder: Path, without: set[str]) -> dict[str, Call]:
     return found
 
 
+def _nncf(case: Case, example: dict[str, torch.Tensor], export: Path, data: peers.Feeds, convolutional: bool) -> Call:
+    try:
+        return openvino_session(peers.nncf_openvino(export, data, convolutional), THREADS)
+    except RuntimeError as error:
+        print(f"    NNCF gets burnish's float file: {reason(error)}")
+    path = export.with_name("float.onnx")
+    burnish.compile(
+        case.model, inputs=example, dynamic_shapes=case.dynamic_shapes, backend="onnx{dialect=standard}"
+    ).save(path)
+    return openvino_session(peers.nncf_openvino(path, data, convolutional), THREADS)
+
+
 def _burnish(
-    case: Case, example: dict[str, torch.Tensor], passes: str, runtime: str, data: Sequence[dict[str, torch.Tensor]]
+    case: Case,
+    example: dict[str, torch.Tensor],
+    passes: str,
+    runtime: str,
+    data: Sequence[dict[str, torch.Tensor]],
+    shares: list[float] | None = None,
 ) -> Call:
     compiled = burnish.compile(
         case.model,
@@ -74,6 +99,9 @@ def _burnish(
         backend=f"onnx{{runtime={runtime},threads={THREADS}}}",
         calibration=data,
     )
+    if shares is not None:
+        assert isinstance(compiled.artifact, OnnxArtifact)
+        shares.append(compiled.artifact.integer_kernels().share)
     return lambda inputs: compiled(**inputs)
 
 
@@ -82,8 +110,10 @@ def measure(wanted: str, batches: list[int], blocks: int, without: set[str]) -> 
     rows = []
     for case in cases(wanted):
         with tempfile.TemporaryDirectory() as folder:
-            known = candidates(case, Path(folder), without)
-            rows += [measure_batch(case.name, known, case.inputs(batch), blocks, _GROUPS) for batch in batches]
+            shares: list[float] = []
+            known = candidates(case, Path(folder), without, shares)
+            for batch in batches:
+                rows.append(measure_batch(case.name, known, case.inputs(batch), blocks, _GROUPS) | {"shares": shares})
         for name, why in case.failures.items():
             print(f"    {name} failed: {why}")
     return rows
@@ -92,8 +122,9 @@ def measure(wanted: str, batches: list[int], blocks: int, without: set[str]) -> 
 def summary(rows: list[dict[str, Any]]) -> str:
     """Return a table in Markdown: time as a ratio to eager fp32 and to the best peer of each group, in the same run."""
     lines = [
-        "| model | batch | time / eager fp32 | best of ONNX Runtime's own | NNCF + OpenVINO | drift |",
-        "|---|---|---|---|---|---|",
+        "| model | batch | integer MACs | time / eager fp32 | ORT / its fp32 | best of ONNX Runtime's own |"
+        " NNCF + OpenVINO | drift |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     for row in rows:
         times: dict[str, Interleaved] = row["times"]
@@ -101,8 +132,19 @@ def summary(rows: list[dict[str, Any]]) -> str:
         own = f"{times[best].ratio:.3f} +- {times[best].spread:.3f} ({best})" if best else "none ran"
         drift = f"{row['drift'][best]:.0e}" if best else "-"
         compared = [against(row, peers) for peers in _GROUPS.values()]
-        lines.append(f"| {row['model']} | {row['batch']} | {own} | {' | '.join(compared)} | {drift} |")
+        shares = ", ".join(f"{each:.1%}" for each in row["shares"])
+        cells = (row["model"], row["batch"], shares, own, _gain(times), *compared, drift)
+        lines.append("| " + " | ".join(map(str, cells)) + " |")
     return "\n".join(lines)
+
+
+def _gain(times: dict[str, Interleaved]) -> str:
+    """Return our int8 time in ONNX Runtime as a ratio to our float32 time there."""
+    best = fastest(times, _OURS[:2])
+    if best is None or "fp32, ORT" not in times:
+        return "-"
+    middle, spread = ratio(times[best].blocks, times["fp32, ORT"].blocks)
+    return f"{middle:.2f} +- {spread:.2f}"
 
 
 if __name__ == "__main__":

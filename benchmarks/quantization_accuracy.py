@@ -3,7 +3,8 @@
 python -m benchmarks.quantization_accuracy [--filter minilm] [--without nncf] [--samples 300]
 
 Drops are differences to the float model on the same samples, positive where worse, with the standard error of the
-difference. Peers: onnxruntime.quantization, static QDQ and dynamic, in ONNX Runtime; NNCF in OpenVINO.
+difference. Peers: onnxruntime.quantization, static QDQ and dynamic, in ONNX Runtime; NNCF in OpenVINO;
+torchao's PT2E with its quantizer for x86, in ONNX Runtime through burnish, since eager takes minutes.
 """
 
 from __future__ import annotations
@@ -56,9 +57,9 @@ def candidates(trained: Trained, folder: Path, samples: int) -> Iterator[tuple[s
     def peer(make: Callable[[], Call]) -> Callable[[], Any]:
         return lambda: _Peer(make(), list(example), outputs)
 
-    def ours(passes: str, runtime: str = "onnxruntime") -> Callable[[], Any]:
-        return lambda: burnish.compile(
-            trained.model,
+    def compiled(model: torch.nn.Module, passes: str, runtime: str = "onnxruntime") -> Any:
+        return burnish.compile(
+            model,
             passes,
             inputs=trained.inputs,
             dynamic_shapes=trained.dynamic_shapes,
@@ -66,10 +67,17 @@ def candidates(trained: Trained, folder: Path, samples: int) -> Iterator[tuple[s
             calibration=data,
         )
 
+    def ours(passes: str, runtime: str = "onnxruntime") -> Callable[[], Any]:
+        return lambda: compiled(trained.model, passes, runtime)
+
     yield "ORT static", peer(lambda: ort_session(peers.ort_static(export, data, convolutional), THREADS))
     if not convolutional:
         yield "ORT dynamic", peer(lambda: ort_session(peers.ort_dynamic(export), THREADS))
     yield "NNCF + OV", peer(lambda: openvino_session(peers.nncf_openvino(export, data, convolutional), THREADS))
+    yield (
+        "torchao PT2E",
+        lambda: compiled(peers.torchao_pt2e(trained.model, trained.inputs, trained.dynamic_shapes, data), "default"),
+    )
     for preset in ("fast", "balanced", "accurate"):
         yield f"{preset}, ORT", ours(f"default,quantize{{preset={preset},samples={samples}}}")
     yield "balanced, OV", ours(f"default,quantize{{samples={samples}}}", "openvino")

@@ -23,6 +23,8 @@ class IntegerRules:
         operators: kinds of operators besides layers that have integer kernels: "add", "average-pool", "concat",
             "leaky-relu", "mul", "sigmoid".
         shared: kinds of which operands and result must have one scale.
+        again: the runtime does not look for pairs beyond selections, splits, expansions, paddings and pixel shuffles:
+            behind these they are written again.
         smallest: layers with fewer input or output features stay float.
         large_silu: from so many elements a sample silu is faster as an integer sigmoid and product than in floats
             between pairs; None where it never is.
@@ -34,6 +36,7 @@ class IntegerRules:
     skip_only: bool = False
     operators: frozenset[str] = frozenset({"add", "average-pool", "concat", "leaky-relu", "mul", "sigmoid"})
     shared: frozenset[str] = frozenset()
+    again: bool = False
     smallest: int = 1
     large_silu: int | None = None
 

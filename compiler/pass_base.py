@@ -39,6 +39,18 @@ class Pass(ABC):
     numerics: ClassVar[Numerics] = Exact()
     idempotent: ClassVar[bool] = False
 
+    def __post_init__(self) -> None:
+        """Check the options as a pipeline's text is checked; a pattern alone becomes a tuple of one.
+
+        Raises:
+            OptionError: an option has a value of the wrong type.
+        """
+        hints = typing.get_type_hints(type(self))
+        for each in fields(self):
+            if _is_plain(hints[each.name]):
+                value = _coerce(self.name, each.name, hints[each.name], getattr(self, each.name))
+                object.__setattr__(self, each.name, value)
+
     @abstractmethod
     def run(self, program: Program, rewriter: Rewriter, context: Context) -> None:
         """Change `program` through `rewriter`; it is a copy, so raising leaves no trace."""
@@ -92,6 +104,14 @@ def _plain(value: Any) -> SpecValue:
     return str(value)
 
 
+def _is_plain(kind: Any) -> bool:
+    """Tell whether text can say an option of this type; others are Python's alone."""
+    if kind in (bool, int, float, str, type(None)) or typing.get_origin(kind) is typing.Literal:
+        return True
+    several = typing.get_origin(kind) in (typing.Union, types.UnionType, tuple)
+    return several and all(_is_plain(each) for each in typing.get_args(kind) if each is not ...)
+
+
 def _coerce(pass_name: str, name: str, kind: Any, value: SpecValue) -> Any:
     """Return `value` as the annotated type of an option."""
     origin, parameters = typing.get_origin(kind), typing.get_args(kind)
@@ -106,7 +126,7 @@ def _coerce(pass_name: str, name: str, kind: Any, value: SpecValue) -> Any:
     elif origin is typing.Literal and value in parameters:
         return value
     elif origin is tuple:
-        items = value if isinstance(value, tuple) else (value,)
+        items = value if isinstance(value, (tuple, list)) else (value,)
         return tuple(_coerce(pass_name, name, parameters[0], each) for each in items)
     elif kind is float and isinstance(value, (int, float)) and not isinstance(value, bool):
         return float(value)

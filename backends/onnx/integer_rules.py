@@ -19,9 +19,9 @@ from burnish.compiler.integers import IntegerRules
 __all__ = ["INTEGER_RULES"]
 
 INTEGER_RULES = {
-    "ort": IntegerRules(large_silu=1 << 18),
-    "standard": IntegerRules(),
-    "openvino": IntegerRules(results=False, shared=frozenset({"concat"})),
+    "ort": IntegerRules(again=True, large_silu=1 << 18),
+    "standard": IntegerRules(again=True),
+    "openvino": IntegerRules(results=False),
     "tensorrt": IntegerRules(
         activations=torch.int8,
         symmetric=True,

@@ -56,6 +56,7 @@ class FoldConstants(Pass):
     max_growth: int = 1 << 20
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.max_growth < 0:
             raise OptionError(
                 f"pass 'fold-constants': option 'max_growth' must not be negative, but is {self.max_growth}"

@@ -42,6 +42,7 @@ class SelectOutputs(Pass):
     names: tuple[str, ...]
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not self.names:
             raise OptionError("pass 'select-outputs': option 'names' must have a pattern: names=[logits]")
 

@@ -15,7 +15,7 @@ from torch import fx
 from burnish.compiler.operators import arguments, find_operator
 from burnish.passes.canonical.types import tensor_of
 
-__all__ = ["CONVOLUTIONS", "LAYERS", "kind_of", "operands"]
+__all__ = ["CONVOLUTIONS", "LAYERS", "hides_pairs", "kind_of", "operands"]
 
 CONVOLUTIONS = ("aten.conv1d", "aten.conv2d", "aten.conv3d")
 LAYERS = (*CONVOLUTIONS, "aten.linear", "burnish.linear_act")
@@ -54,6 +54,11 @@ _REARRANGEMENTS = (
     "aten.split.Tensor", "aten.split_with_sizes", "aten.squeeze", "aten.squeeze.dim", "aten.squeeze.dims",
     "aten.transpose.int", "aten.unsqueeze", "aten.view",
 )  # fmt: skip
+_HIDING = (
+    "aten.chunk", "aten.constant_pad_nd", "aten.expand", "aten.pad", "aten.pixel_shuffle", "aten.pixel_unshuffle",
+    "aten.select.int", "aten.split.Tensor", "aten.split_with_sizes",
+)  # fmt: skip
+_HIDING_TARGETS = {find_operator(name) for name in _HIDING}
 _BY_TARGET: dict[Any, str] = {
     **{find_operator(name): kind for name, kind in _KINDS.items()},
     **{find_operator(name): "rearrangement" for name in _REARRANGEMENTS},
@@ -86,6 +91,17 @@ def kind_of(node: fx.Node) -> str | None:
         zeros = given.get("mode", "constant") == "constant" and not given["value"]
         return kind if zeros else None
     return kind
+
+
+def hides_pairs(node: fx.Node) -> bool:
+    """Tell whether some runtimes do not look for pairs before `node`, a rearrangement; parts of a split count.
+
+    They take a padding into the convolutions that read it.
+    """
+    if node.target in _PADS and all(kind_of(user) == "convolution" for user in node.users):
+        return False
+    maker = node.all_input_nodes[0] if node.target is operator.getitem else node
+    return maker.target in _HIDING_TARGETS and isinstance(node.meta["val"], torch.Tensor)
 
 
 def operands(node: fx.Node) -> list[fx.Node]:

@@ -36,13 +36,14 @@ from burnish.compiler.program import Program
 from burnish.compiler.progress import working
 from burnish.compiler.rewriter import Rewriter
 from burnish.passes.canonical.batch_norms import Refusal
+from burnish.passes.fusion.matching import only_user
 from burnish.passes.quantization.apart import layer_apart, projection_apart, silu_apart
 from burnish.passes.quantization.bias_correction import ChannelMean, bias_holder, corrected_bias
 from burnish.passes.quantization.calibration import calibration_inputs
 from burnish.passes.quantization.equalize import equalize
 from burnish.passes.quantization.histograms import Histogram
 from burnish.passes.quantization.keeping import Keeping, checked_weight
-from burnish.passes.quantization.kinds import LAYERS, kind_of
+from burnish.passes.quantization.kinds import LAYERS, hides_pairs, kind_of
 from burnish.passes.quantization.makers import channel_dim, layer_of
 from burnish.passes.quantization.pairs import dequantized_constant, quantized
 from burnish.passes.quantization.plan import Plan, limited, source_of
@@ -189,7 +190,8 @@ class _Quantizer:
                     raise Refusal(_TRANSPOSED)
                 if _is_convolution(node) and not everything and (shares[node] < _PART or given["groups"] > 1):
                     raise Refusal("it is a small part of a network of linear layers: it stays float")
-                checked_weight(node, self.rules.smallest if everything else _SMALLEST, rewriter)
+                among_linear = 1 if _is_convolution(node) else _SMALLEST
+                checked_weight(node, self.rules.smallest if everything else among_linear, rewriter)
             except Refusal as refusal:
                 rewriter.skip(node, str(refusal))
                 continue
@@ -279,6 +281,24 @@ class _Quantizer:
             new = quantized(rewriter, value, chosen[value])
             for user in users:
                 rewriter.redirect(user, value, new)
+            if self.rules.again:
+                self._again(new, chosen[value])
+
+    def _again(self, start: fx.Node, numbers: Parameters) -> None:
+        """Write the pair that ends in `start` again behind rearrangements that hide it; no value changes."""
+        waiting = [start]
+        while waiting:
+            for user in list(waiting.pop().users):
+                if kind_of(user) != "rearrangement":
+                    continue
+                if not hides_pairs(user):
+                    waiting.append(user)
+                    continue
+                readers = list(user.users)
+                new = quantized(self.rewriter, user, numbers)
+                for reader in readers:
+                    self.rewriter.redirect(reader, user, new)
+                waiting.append(new)
 
     def _layer(self, node: fx.Node, plan: Plan, chosen: dict[fx.Node, Parameters]) -> None:
         """Quantize weight and bias."""
@@ -291,7 +311,11 @@ class _Quantizer:
         assert held is not None
         scales = row_scales(held, options.bits, options.granularity == "channel")
         # Integer kernels of convolutions and of products of two matrices add the bias to the sums; others give floats.
-        matrix = self.rules.results and given["input"].meta["val"].dim() == 2
+        # A product of matrices that gives floats to an activation would be joined with that, in floats.
+        user = only_user(node)
+        joined = user is not None and kind_of(user) in ("limit", "activation", "sigmoid", "leaky-relu")
+        joined |= given.get("activation", "none") != "none"
+        matrix = self.rules.results and given["input"].meta["val"].dim() == 2 and not joined
         inside = holder is node and (matrix or limited(node) in plan.whole)
         if added is not None and holder is node:
             scales = _wide_enough(scales, added, chosen[source].scale)

@@ -17,8 +17,10 @@ from torch import nn
 
 import burnish
 from burnish import Context, Pipeline, Program
+from burnish.compiler.errors import OptionError
 from burnish.compiler.numerics import worst_drift
 from burnish.compiler.pipeline import run_pipeline
+from burnish.passes.quantization.static import Quantize
 
 _PASSES = "default,quantize"
 
@@ -343,3 +345,58 @@ def test_samples_limit_the_data() -> None:
             return endless()
 
     burnish.compile(model, _PASSES + "{samples=11}", inputs=(torch.randn(2, 3, 8, 8),), calibration=_Data(), verify=0)
+
+
+@pytest.mark.parametrize(
+    ("given", "wrong"),
+    [({"preset": "quick"}, "preset"), ({"bits": "8"}, "bits"), ({"observer": "x"}, "observer"), ({"keep": 5}, "keep")],
+)
+def test_options_given_in_python_are_checked(given: dict[str, Any], wrong: str) -> None:
+    with pytest.raises(OptionError, match=f"pass 'quantize': option '{wrong}' must be"):
+        Quantize(**given)
+    assert Quantize(keep="head").keep == Quantize(keep=["head"]).keep == ("head",)
+
+
+class _Behind(nn.Module):
+    """A layer that reads another's result through something."""
+
+    def __init__(self, form: str) -> None:
+        super().__init__()
+        self.form = form
+        self.first, self.second = nn.Linear(32, 32), nn.Linear(32, 20)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = torch.relu(self.first(x))
+        if self.form == "select":
+            y = y[:, 0]
+        elif self.form == "split":
+            y = y.split([2, 3], 1)[1]
+        elif self.form == "pad":
+            y = nn.functional.pad(y, (0, 0, 1, 1))
+        else:
+            y = y.unsqueeze(1).expand(-1, 3, -1, -1)
+        return self.second(y)
+
+
+@pytest.mark.parametrize("form", ["select", "split", "pad", "expand"])
+def test_a_layer_behind_what_hides_the_pair_runs_in_integers(form: str) -> None:
+    data = _data((4, 5, 32))
+    compiled = burnish.compile(_Behind(form).eval(), _PASSES, inputs=(data[0],), backend="onnx", calibration=data)
+    assert compiled.artifact.integer_kernels().share == 1.0
+    for batch in (1, 3):
+        x = torch.randn(batch, 5, 32)
+        assert worst_drift([compiled(x)], [compiled.program(x)]) < 0.03
+
+
+def test_a_product_of_matrices_under_an_activation_runs_in_integers() -> None:
+    class Gated(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.left, self.right = nn.Linear(32, 32), nn.Linear(32, 32)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.left(x) + torch.relu(self.right(x))
+
+    data = _data((4, 32))
+    compiled = burnish.compile(Gated().eval(), _PASSES, inputs=(data[0],), backend="onnx", calibration=data)
+    assert compiled.artifact.integer_kernels().share == 1.0
