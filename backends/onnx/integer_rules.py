@@ -5,7 +5,6 @@
   core/optimizer/qdq_transformer/selectors_actions/qdq_selectors.cc). DequantizeLinear runs on one thread: a large silu
   takes two integer kernels in less time (1.31, `python -m benchmarks.kernels --filter silu`).
 - openvino: what operators read; its graph compiler joins an activation and the quantization behind it with the layer.
-  With the pairs of ONNX Runtime EfficientNet-B0 takes a fifth longer (2026.4).
 - tensorrt: int8 with zero point 0; what layers read, not what they give; of a sum only the shortcut; operands of Concat
   share a scale; layers with fewer than 16 features stay float (TensorRT documentation, "Working with quantized types").
 """

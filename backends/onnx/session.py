@@ -146,7 +146,7 @@ def _open(
 ) -> tuple[ort.InferenceSession, onnx.GraphProto | None]:
     graph, providers = model.graph.SerializeToString(), list(settings.providers)
     # It completes layers between pairs, float biases for one, but also quantizes those that are to stay float.
-    left_out = ["WeightBiasQuantization"] if inspected and _keeps_layers(model.graph.graph) else []
+    left_out = ["WeightBiasQuantization"] if _keeps_layers(model.graph.graph) else []
     if not inspected:
         return ort.InferenceSession(graph, options, providers=providers, disabled_optimizers=left_out), None
     with tempfile.TemporaryDirectory() as folder:

@@ -60,7 +60,8 @@ def tile_quantized_factors(graph: ir.Graph) -> None:
             if source is not None and repeats is not None and _dequantized(other) is not None:
                 node.replace_input_with(index, _tiled(node, source, repeats))
                 if not source.outputs[0].uses() and not source.outputs[0].is_graph_output():
-                    graph.remove(source, safe=True)
+                    assert source.graph is not None
+                    source.graph.remove(source, safe=True)
 
 
 def _dequantized(value: ir.Value | None) -> ir.Node | None:

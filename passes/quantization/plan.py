@@ -58,13 +58,13 @@ class Plan:
         behind: set[fx.Node] = set()  # what computes in integers, and what follows it without leaving the layer
         for graph in graphs:
             for node in calls(graph):
-                sources = [source_of(each)[0] for each in operands(node)] if kind_of(node) is not None else []
-                follows = not behind.isdisjoint(sources)
-                wanted = everything and kind_of(node) in rules.operators and node not in never
+                kind = kind_of(node)
+                follows = kind is not None and not behind.isdisjoint(operands(node))
+                wanted = everything and kind in rules.operators and node not in never
                 if node in layers or (wanted and follows):
                     plan.operators[node] = []
                     behind.add(node)
-                elif follows and kind_of(node) in ("limit", "activation"):
+                elif follows and kind in ("limit", "activation", "rearrangement"):
                     behind.add(node)
         for node, values in plan.operators.items():
             kind = kind_of(node)

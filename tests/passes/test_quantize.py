@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -18,8 +19,10 @@ from torch import nn
 import burnish
 from burnish import Context, Pipeline, Program
 from burnish.compiler.errors import OptionError
+from burnish.compiler.integers import IntegerRules
 from burnish.compiler.numerics import worst_drift
 from burnish.compiler.pipeline import run_pipeline
+from burnish.passes.quantization.plan import Plan
 from burnish.passes.quantization.static import Quantize
 
 _PASSES = "default,quantize"
@@ -400,3 +403,43 @@ def test_a_product_of_matrices_under_an_activation_runs_in_integers() -> None:
     data = _data((4, 32))
     compiled = burnish.compile(Gated().eval(), _PASSES, inputs=(data[0],), backend="onnx", calibration=data)
     assert compiled.artifact.integer_kernels().share == 1.0
+
+
+def test_planning_is_linear_in_rearrangements() -> None:
+    def seconds(count: int) -> float:
+        views = [f"  %v{index + 1} = aten.view(%v{index}, [-1, 32])" for index in range(count)]
+        lines = [
+            "# burnish 1",
+            "constant @w: f32[32, 32]",
+            "graph main(%x: f32[B, 32]) {",
+            "  %v0 = aten.linear(%x, @w)",
+        ]
+        text = "\n".join([*lines, *views, f"  %y = aten.linear(%v{count}, @w)", "  return %y", "}", ""])
+        graph = Program.parse(text).graphs["main"]
+        layers = {node for node in graph.nodes if "linear" in str(node.target)}
+        start = time.process_time()
+        Plan.of([graph], layers, everything=True, rules=IntegerRules(), never=set())
+        return time.process_time() - start
+
+    small, large = (min(seconds(count) for _ in range(3)) for count in (500, 4_000))
+    # Eight times the nodes; a walk back from each would take 64 times as long.
+    assert large < 24 * small
+
+
+def test_a_kept_layer_is_float_in_the_session_that_answers() -> None:
+    class Pair(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = nn.Conv2d(3, 16, 3), nn.Conv2d(16, 16, 3)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.second(torch.relu(self.first(x)))
+
+    data = _data((4, 3, 16, 16))
+    compiled = burnish.compile(
+        Pair().eval(), "default,quantize{keep=[second]}", inputs=(data[0],), backend="onnx", calibration=data
+    )
+    before = compiled(data[1])
+    assert [each.node for each in compiled.artifact.integer_kernels().kernels if not each.integer and each.macs]
+    # Looking at the kernels opens another session: it must compute what the first did.
+    assert torch.equal(compiled(data[1]), before)
