@@ -21,6 +21,7 @@ from onnxscript import optimizer
 from torch import fx
 from torch.export import ExportedProgram
 
+from burnish.backends.onnx.conv_pads import pads_into_convolutions
 from burnish.backends.onnx.decompose import decompose
 from burnish.backends.onnx.quiet import quiet
 from burnish.backends.onnx.spellings import keep_pads_before_pools, keep_sums_before_norms, tile_quantized_factors
@@ -81,6 +82,7 @@ def lower(program: Program, opset: int, standard: bool) -> Lowered:
         if model.functions:
             common.InlinePass()(model)
         _clean(model)
+        pads_into_convolutions(model.graph)
         keep_pads_before_pools(model.graph)
         if not standard:
             keep_sums_before_norms(model.graph)

@@ -17,7 +17,7 @@ from torch.fx.node import Argument
 
 from burnish.compiler.operators import arguments
 from burnish.compiler.rewriter import Rewriter, rule
-from burnish.passes.canonical.types import is_number, tensor_of
+from burnish.passes.canonical.types import is_number, repeated, tensor_of
 
 __all__ = ["RULES"]
 
@@ -100,7 +100,7 @@ def padding_form(node: fx.Node, rewriter: Rewriter) -> None:
     if weight is None:
         return
     kernel = list(weight.shape[2:])
-    dilation = _repeated(found["dilation"], len(kernel))
+    dilation = repeated(found["dilation"], len(kernel))
     reach = [step * (size - 1) for step, size in zip(dilation, kernel, strict=True)]
     if found["padding"] == "same" and any(each % 2 for each in reach):
         rewriter.skip(node, "the padding differs between the two sides")
@@ -163,11 +163,6 @@ def _take_first(node: fx.Node, rewriter: Rewriter, what: str, form: str, args: t
     for user in users:
         rewriter.replace(user, node)
     rewriter.replace(node, form, args, {}, origins=users, like=users[0])
-
-
-def _repeated(value: Any, count: int) -> list[Any]:
-    values = list(value) if isinstance(value, (list, tuple)) else [value]
-    return values * count if len(values) == 1 else values
 
 
 RULES = (

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import fx
 
-__all__ = ["is_number", "same_shape", "same_type", "shape_of", "tensor_of"]
+__all__ = ["is_number", "repeated", "same_shape", "same_type", "shape_of", "tensor_of"]
 
 
 def tensor_of(value: Any) -> torch.Tensor | None:
@@ -52,3 +52,9 @@ def _same_size(a: int | torch.SymInt, b: int | torch.SymInt) -> bool:
     left = a.node.expr if isinstance(a, torch.SymInt) else a
     right = b.node.expr if isinstance(b, torch.SymInt) else b
     return bool(left == right)
+
+
+def repeated(value: Any, count: int) -> list[Any]:
+    """Return `value` as a list of `count`: ATen takes one number, or a list of one, for all dimensions."""
+    values = list(value) if isinstance(value, (list, tuple)) else [value]
+    return values * count if len(values) == 1 else values

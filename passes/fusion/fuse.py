@@ -25,6 +25,7 @@ from burnish.passes.fusion import (
     linear_forms,
     masks,
     norms,
+    padding,
     pooling,
     projections,
     rotary,
@@ -35,7 +36,7 @@ from burnish.passes.fusion import (
 __all__ = ["Fuse"]
 
 _PHASES = (
-    (*activations.RULES, *norms.RULES, *pooling.RULES, *linear_forms.RULES),
+    (*activations.RULES, *norms.RULES, *pooling.RULES, *padding.RULES, *linear_forms.RULES),
     (*scales.RULES, *adapters.RULES),  # not before: half an activation or norm is a scale too
     (*attention.RULES, *masks.RULES),
     (*rotary.RULES, *heads.RULES),

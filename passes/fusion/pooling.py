@@ -10,14 +10,13 @@ has a divisor of its own, which is a multiple of the mean; max poolings.
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import torch
 from torch import fx
 
 from burnish.compiler.operators import arguments
 from burnish.compiler.rewriter import Rewriter, rule
-from burnish.passes.canonical.types import shape_of, tensor_of
+from burnish.passes.canonical.types import repeated, shape_of, tensor_of
 
 __all__ = ["RULES"]
 
@@ -41,7 +40,7 @@ def average_of_all(node: fx.Node, rewriter: Rewriter) -> None:
     sizes = [size for size in source[-rank:] if isinstance(size, int)]
     if len(sizes) < rank or any(not isinstance(size, int) or size != 1 for size in result[-rank:]):
         return
-    kernel, padding = _repeated(found["kernel_size"], rank), _repeated(found["padding"], rank)
+    kernel, padding = repeated(found["kernel_size"], rank), repeated(found["padding"], rank)
     # The first window starts in the padding, and takes so much less of the values.
     reach = [size - pad for size, pad in zip(kernel, padding, strict=True)]
     count = math.prod(sizes)
@@ -60,7 +59,7 @@ def average_of_all(node: fx.Node, rewriter: Rewriter) -> None:
 def adaptive_average_of_all(node: fx.Node, rewriter: Rewriter) -> None:
     """An adaptive average pooling to size 1 is a mean."""
     found, rank = arguments(node), _ADAPTIVE[str(node.target).removesuffix(".default")]
-    wanted = _repeated(found["output_size"], rank)
+    wanted = repeated(found["output_size"], rank)
     if all(type(size) is int and size == 1 for size in wanted):
         _mean(node, rank, rewriter)
 
@@ -75,11 +74,6 @@ def _mean(node: fx.Node, rank: int, rewriter: Rewriter) -> None:
         return
     dims = list(range(value.dim() - rank, value.dim()))
     rewriter.replace(node, "aten.mean.dim", (node.args[0], dims, True), {}, same_type=True)
-
-
-def _repeated(value: Any, count: int) -> list[Any]:
-    values = list(value) if isinstance(value, (list, tuple)) else [value]
-    return values * count if len(values) == 1 else values
 
 
 def _by(sizes: list[int]) -> str:
