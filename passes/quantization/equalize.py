@@ -82,7 +82,7 @@ def _pairs(rewriter: Rewriter) -> list[_Pair]:
             readers = readers_of(value, rewriter)
             if len({channel_dim(each) for each in readers}) > 1:
                 raise Refusal(f"the layers that read {described(value)} count its channels differently")
-            maker = maker_of(value, channel_dim(layer), rewriter)
+            maker = maker_of(value, channel_dim(layer), rewriter).unclamped()
             if not isinstance(maker.origin, AffineLayer):
                 raise Refusal(f"{described(maker.origin)} before it is no layer")
         except Refusal as refusal:

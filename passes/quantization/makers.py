@@ -5,18 +5,20 @@ Layers are convolutions, linear layers and their fused forms. A value may be mad
 
 1. a layer,
 2. a norm over the channels, with the sum before it or not,
-3. either, seen through what a positive factor passes: relu, leaky relu, pools, one side of a product, a part of a
-   split, the values of an attention.
+3. either, seen through what a positive factor passes: relu, leaky relu, pools, zeros around, one side of a product, a
+   part of a split, the values of an attention.
 
-Not handled: a value that anything but layers reads; clamps at other numbers than zero; reshapes; half precision; a
-weight that several operators share.
+A clamp at a positive number (relu6) passes a factor as long as the number is not reached; see `Maker.clamp`.
+
+Not handled: a value that anything but layers reads; clamps at a negative number; reshapes; half precision; a weight
+that several operators share.
 """
 
 from __future__ import annotations
 
 import operator
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import inf
 from typing import Any
 
@@ -30,7 +32,7 @@ from burnish.passes.canonical.affine_layers import AffineLayer
 from burnish.passes.canonical.batch_norms import Refusal, read_constant
 from burnish.passes.canonical.weights import WIDE, described, own_constant, single_user
 
-__all__ = ["Maker", "channel_dim", "layer_of", "maker_of", "readers_of"]
+__all__ = ["Clamp", "Maker", "channel_dim", "layer_of", "maker_of", "readers_of"]
 
 _CONV_ACT, _SELF_ATTENTION = find_operator("burnish.conv_act"), find_operator("burnish.self_attention")
 _FUSED = frozenset({_CONV_ACT, find_operator("burnish.linear_act"), _SELF_ATTENTION})
@@ -45,9 +47,18 @@ _POOLS: dict[Any, int] = {
 }
 _CLAMPS: dict[Any, str] = {find_operator(f"aten.{name}"): name for name in ("relu6", "hardtanh", "clamp")}
 _MUL, _MEAN = find_operator("aten.mul.Tensor"), find_operator("aten.mean.dim")
+_PAD = find_operator("aten.constant_pad_nd")
 _ATTENTION, _SPLIT = find_operator("burnish.multi_head_attention"), find_operator("aten.split_with_sizes")
 # Other weights leave no room for a factor.
 _LEAST, _MOST = 1e-20, 1e6
+
+
+@dataclass(frozen=True, slots=True)
+class Clamp:
+    """A node whose result, all channels alike, is at most a positive number."""
+
+    node: fx.Node
+    most: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,10 +68,22 @@ class Maker:
     Attributes:
         origin: a layer, or the node of a norm.
         rows: for every channel of the value, the row of the layer or the feature of the norm; int64 [C].
+        clamp: what clamps at a positive number on the way, the first of several; None: all factors pass.
     """
 
     origin: AffineLayer | fx.Node
     rows: torch.Tensor
+    clamp: Clamp | None = None
+
+    def unclamped(self) -> Maker:
+        """Return the same.
+
+        Raises:
+            Refusal: a clamp on the way would be reached elsewhere.
+        """
+        if self.clamp is not None:
+            raise Refusal(f"{described(self.clamp.node)} clamps at {self.clamp.most:g}, one number for all channels")
+        return self
 
     def pooled(self, reach: torch.Tensor) -> torch.Tensor:
         """Return for every channel the largest of `reach`, [C], over the channels that share its row."""
@@ -119,7 +142,7 @@ def maker_of(value: fx.Node, dim: int, rewriter: Rewriter) -> Maker:
     given = arguments(value) if value.op == "call_function" else {}
     if value.target is _ATTENTION:
         inner = _behind(given["value"], given["value"].meta["val"].dim() - 1, rewriter)
-        return Maker(inner.origin, inner.rows[_heads(count, given["heads"], given["kv_heads"])])
+        return replace(inner, rows=inner.rows[_heads(count, given["heads"], given["kv_heads"])])
     if value.target is _MUL:
         return _product(value, given["self"], given["other"], dim, rewriter)
     if value.target is _MEAN and given["dim"] and given["dtype"] is None:
@@ -129,7 +152,9 @@ def maker_of(value: fx.Node, dim: int, rewriter: Rewriter) -> Maker:
         if kept not in gone:
             return _behind(given["self"], kept, rewriter)
     if value.target in _CLAMPS:
-        _check_bounds(value, _CLAMPS[value.target], given)
+        clamp, inner = _clamp(value, _CLAMPS[value.target], given), _behind(given["self"], dim, rewriter)
+        return inner if inner.clamp is not None else replace(inner, clamp=clamp)
+    if value.target is _PAD and not given["value"] and not any(given["pad"][2 * (value.meta["val"].dim() - 1 - dim) :]):
         return _behind(given["self"], dim, rewriter)
     if value.target in _ELEMENTWISE:
         return _behind(given["self"], dim, rewriter)
@@ -158,12 +183,12 @@ def _layer(layer: AffineLayer, dim: int, count: int, rewriter: Rewriter) -> Make
         return Maker(layer, count + count // heads * kv_heads + _heads(count, heads, kv_heads))
     if given.get("residual") is not None:
         raise Refusal(f"{described(node)} adds a residual, which would have to be scaled too")
-    activation = given.get("activation", "none")
+    activation, clamp = given.get("activation", "none"), None
     if activation == "clamp":
-        _check_bounds(node, "clamp", dict(zip(("min", "max"), given["parameters"], strict=True)))
+        clamp = _clamp(node, "clamp", dict(zip(("min", "max"), given["parameters"], strict=True)))
     elif activation not in ("none", "relu", "leaky_relu"):
         raise Refusal(f"{described(node)} ends in {activation}, which passes no factor on")
-    return Maker(layer, torch.arange(count))
+    return Maker(layer, torch.arange(count), clamp)
 
 
 def _part(value: fx.Node, dim: int, count: int, rewriter: Rewriter) -> Maker:
@@ -179,7 +204,7 @@ def _part(value: fx.Node, dim: int, count: int, rewriter: Rewriter) -> Maker:
         raise Refusal(f"{described(whole)} passes no factor on, and has no weights that could be scaled")
     inner = _behind(given["self"], dim, rewriter)
     start = sum(given["split_sizes"][:index])
-    return Maker(inner.origin, inner.rows[start : start + count])
+    return replace(inner, rows=inner.rows[start : start + count])
 
 
 def _norm(node: fx.Node, value: fx.Node, dim: int, count: int, rewriter: Rewriter) -> Maker:
@@ -236,12 +261,18 @@ def _read(
     return found
 
 
-def _check_bounds(node: fx.Node, name: str, given: dict[str, Any]) -> None:
-    """Raise Refusal where a clamp has a bound that a factor would move."""
+def _clamp(node: fx.Node, name: str, given: dict[str, Any]) -> Clamp | None:
+    """Return the clamp that `node` is; None where it has no bound that a factor would move.
+
+    Raises:
+        Refusal: it has one that is not positive.
+    """
     known = {"relu6": (0.0, 6.0), "hardtanh": (given.get("min_val"), given.get("max_val"))}
-    for bound in known.get(name, (given.get("min"), given.get("max"))):
-        if bound not in (None, 0, inf, -inf):
-            raise Refusal(f"{described(node)} clamps at {bound:g}, one number for all channels")
+    low, high = known.get(name, (given.get("min"), given.get("max")))
+    free = (None, 0, inf, -inf)
+    if low not in free or (high not in free and high < 0):
+        raise Refusal(f"{described(node)} clamps at {low if low not in free else high:g}, one number for all channels")
+    return None if high in free else Clamp(node, float(high))
 
 
 def _heads(count: int, heads: int, kv_heads: int) -> torch.Tensor:

@@ -17,7 +17,6 @@ from typing import ClassVar
 import torch
 from torch import fx
 
-from burnish.compiler import interpreter
 from burnish.compiler.context import Context
 from burnish.compiler.errors import OptionError
 from burnish.compiler.facts import Fact
@@ -26,13 +25,12 @@ from burnish.compiler.numerics import Numerics, Reassociates
 from burnish.compiler.operators import arguments
 from burnish.compiler.pass_base import Pass
 from burnish.compiler.program import Program
-from burnish.compiler.progress import working
 from burnish.compiler.rewriter import Rewriter
 from burnish.passes.canonical.affine_layers import AffineLayer
 from burnish.passes.canonical.batch_norms import Refusal
 from burnish.passes.canonical.weights import described
-from burnish.passes.quantization.calibration import calibration_inputs
 from burnish.passes.quantization.makers import Maker, maker_of, readers_of
+from burnish.passes.quantization.reach import channel_reach
 from burnish.passes.quantization.rescaling import Rescaling, power_of_two
 
 __all__ = ["ALPHA", "SmoothQuant", "smooth"]
@@ -96,7 +94,9 @@ def smooth(program: Program, rewriter: Rewriter, context: Context, *, alpha: flo
         found = _smoothable(rewriter)
         if not found:
             return
-        reach = _observed(program, context, [each.value for each in found], samples)
+        reach = channel_reach(
+            program, context, dict.fromkeys((each.value for each in found), -1), samples, "smooth-quant"
+        )
         rescaling = Rescaling(rewriter)
         for each in found:
             seen = reach.get(each.value)
@@ -123,27 +123,12 @@ def _smoothable(rewriter: Rewriter) -> list[_Smoothable]:
             other = next((each for each in readers if each.spatial), None)
             if other is not None:
                 raise Refusal(f"its input {described(value)} is read by {described(other.node)} too")
-            maker = maker_of(value, value.meta["val"].dim() - 1, rewriter)
+            maker = maker_of(value, value.meta["val"].dim() - 1, rewriter).unclamped()
         except Refusal as refusal:
             rewriter.skip(node, str(refusal))
             continue
         found[value] = _Smoothable(value, maker, readers)
     return [each for each in found.values() if each is not None]
-
-
-def _observed(program: Program, context: Context, values: list[fx.Node], samples: int) -> dict[fx.Node, torch.Tensor]:
-    """Return for every value the largest magnitude of each feature over the calibration data, float64 [C]."""
-    wanted, reach = set(values), dict[fx.Node, torch.Tensor]()
-
-    def observe(node: fx.Node, value: object) -> None:
-        if node in wanted and isinstance(value, torch.Tensor) and value.numel():
-            most = value.detach().abs().reshape(-1, value.shape[-1]).amax(0).double()
-            reach[node] = torch.maximum(reach[node], most) if node in reach else most
-
-    with working("calibrating", context.progress):
-        for batch in calibration_inputs(program, context, samples, "smooth-quant"):
-            interpreter.run(program, batch, observe)
-    return reach
 
 
 def _factors(activations: torch.Tensor, weights: torch.Tensor, alpha: float) -> torch.Tensor:

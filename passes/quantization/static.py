@@ -40,6 +40,7 @@ from burnish.passes.fusion.matching import only_user
 from burnish.passes.quantization.apart import layer_apart, projection_apart, silu_apart
 from burnish.passes.quantization.bias_correction import ChannelMean, bias_holder, corrected_bias
 from burnish.passes.quantization.calibration import calibration_inputs
+from burnish.passes.quantization.depthwise import widen_depthwise_inputs
 from burnish.passes.quantization.equalize import equalize
 from burnish.passes.quantization.histograms import Histogram
 from burnish.passes.quantization.keeping import Keeping, checked_weight
@@ -87,9 +88,9 @@ class Quantize(Pass):
     """Quantize with calibration data: int8 weights, activations of 8 bits per tensor.
 
     Attributes:
-        preset: fast takes ranges from the extremes; balanced from the least squared error, and corrects biases;
-            accurate also runs `smooth-quant` before where linear layers do the most, and otherwise `equalize` where
-            weights have one scale for a whole tensor.
+        preset: fast takes ranges from the extremes; balanced from the least squared error, corrects biases, and widens
+            what depthwise convolutions read (see `depthwise`); accurate also runs `smooth-quant` before where linear
+            layers do the most, and otherwise `equalize` where weights have one scale for a whole tensor.
         observer: how ranges are chosen from the data: min-max, moving-average, percentile, entropy or mse; by default
             as the preset has it.
         correct_biases: take off biases what rounding the weights adds on average; by default as the preset has it.
@@ -166,6 +167,9 @@ class _Quantizer:
             if not plan.readers:
                 self.context.notes.append("quantize found nothing to quantize: there is no layer that it can take")
                 return
+            if self.options.preset != "fast" and self.options.granularity == "channel":
+                samples = self.options.samples
+                widen_depthwise_inputs(self.program, self.rewriter, self.context, plan.readers.keys(), samples)
             seen = self._observe(plan)
             while True:
                 chosen = self._parameters(plan, seen)
