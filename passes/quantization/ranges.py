@@ -94,28 +94,26 @@ def _mse(seen: Histogram, rules: IntegerRules) -> tuple[float, float]:
 
 
 def _entropy(seen: Histogram, rules: IntegerRules) -> tuple[float, float]:
-    centers, counts = seen.centers, seen.counts.double()
+    width, counts = 2.0**seen.exponent, seen.counts.double()
+    ends = seen.centers + width / 2
 
     def error(low: float, high: float) -> float:
         step = _step(low, high, rules)
         # What clips adds to the last bin inside; each integer spreads its mass over the bins that had some.
-        inside = (centers >= low) & (centers <= high)
-        if not bool(counts[inside].any()):
-            return math.inf
+        inside = (ends > low) & (ends - width <= high)
         reference = counts[inside].clone()
-        reference[0] += counts[centers < low].sum()
-        reference[-1] += counts[centers > high].sum()
-        groups = (centers[inside] / step).round().long()
+        reference[0] += counts[ends <= low].sum()
+        reference[-1] += counts[ends - width > high].sum()
+        groups = ((ends[inside] - width / 2) / step).round().long()
         groups -= groups[0].item()
         size = int(groups[-1]) + 1
         mass = torch.zeros(size, dtype=torch.float64).index_add_(0, groups, counts[inside])
         filled = counts[inside] > 0
         bins = torch.zeros(size, dtype=torch.float64).index_add_(0, groups, filled.double())
         spread = torch.where(filled, mass[groups] / bins[groups].clamp(min=1), 0.0)
-        p, q = reference / reference.sum(), spread / spread.sum()
-        both = (p > 0) & (q > 0)
-        missing = float(p[(p > 0) & (q == 0)].sum())
-        return float((p[both] * (p[both] / q[both]).log()).sum()) + missing
+        # Where the integers have nothing, but what clips went there, half an element stands for it.
+        p, q = reference / reference.sum(), spread.clamp(min=0.5) / spread.sum()
+        return float(torch.special.xlogy(p, p / q).sum())
 
     return _least(seen, error)
 

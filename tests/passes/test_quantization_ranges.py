@@ -124,3 +124,13 @@ def test_parameters_cover_the_range(low: float, high: float, symmetric: bool, dt
     # The ends are a step off at most: zero is an integer, and scales are rounded.
     assert (found.low - found.zero_point) * found.scale <= low + 1.6 * found.scale
     assert (found.high - found.zero_point) * found.scale >= high - 1.6 * found.scale
+
+
+@pytest.mark.parametrize("width", [2.5, 3.0, 6.0])
+def test_entropy_keeps_the_bound_of_a_clamp(width: float) -> None:
+    """Much is exactly 6, as behind a relu6: to clip lower would put that onto numbers that were something else."""
+    for seed in range(5):
+        body = torch.randn(60_000, generator=torch.Generator().manual_seed(seed)) * width
+        found = covered(_seen(body.clamp(0, 6)), "entropy", _RULES)
+        assert found is not None
+        assert found[1] > 5.7
