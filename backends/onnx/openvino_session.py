@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import functools
 import sys
+import threading
 import weakref
 from collections import Counter
 from collections.abc import Mapping
@@ -50,6 +51,7 @@ _TYPES = {
 }
 _NAMES = {dtype: name for name, dtype in _TYPES.items()}
 _INT32 = torch.iinfo(torch.int32)
+_IMPORTING = threading.Lock()
 
 
 class OpenVinoSession:
@@ -193,9 +195,14 @@ class _Output:
         return torch.from_numpy(array)
 
 
-@functools.cache
 def _openvino() -> tuple[Any, Any]:
-    """Return the module and its core."""
+    """Return the module and its core; threads may ask at once."""
+    with _IMPORTING:
+        return _imported()
+
+
+@functools.cache
+def _imported() -> tuple[Any, Any]:
     # The package reports its import to its makers unless the package that does so cannot be imported.
     telemetry = sys.modules.get("openvino_telemetry")
     sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]

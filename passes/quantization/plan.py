@@ -19,10 +19,13 @@ from torch import fx
 
 from burnish.compiler.graphs import calls
 from burnish.compiler.integers import IntegerRules
+from burnish.compiler.operators import find_operator
 from burnish.passes.fusion.matching import only_user
 from burnish.passes.quantization.kinds import kind_of, operands
 
 __all__ = ["Plan", "limited", "source_of"]
+
+_ROLL = find_operator("aten.roll")
 
 
 @dataclass(slots=True)
@@ -70,6 +73,8 @@ class Plan:
             kind = kind_of(node)
             for each in plan._read(node, rules):
                 source, path = source_of(each)
+                if rules.behind_rolls and source.target is _ROLL:
+                    source, path = each, None
                 plan.readers.setdefault(source, {})[path if path is not None else node] = None
                 values.append(source)
             if rules.results and kind != "linear":

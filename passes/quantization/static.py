@@ -308,7 +308,7 @@ class _Quantizer:
         """Quantize weight and bias."""
         rewriter, options, given = self.rewriter, self.options, arguments(node)
         weight = given["weight"]
-        source, _ = source_of(given["input"])
+        source, *_ = plan.operators[node]
         holder, slot = bias_holder(node)
         held, bias = rewriter.constant(weight), arguments(holder)[slot]
         added = rewriter.constant(bias)

@@ -148,6 +148,34 @@ def test_threads_may_call_at_once() -> None:
 
 
 @needs_openvino
+def test_threads_may_be_the_first_to_need_openvino(tmp_path: Path) -> None:
+    burnish.compile(models.Cnn().eval(), inputs=image(), backend="onnx").save(tmp_path / "model.onnx")
+    code = f"""
+import threading
+import torch
+from burnish.backends.onnx import OnnxBackend
+
+failures = []
+start = threading.Barrier(4)
+
+def work():
+    try:
+        artifact = OnnxBackend().load({str(tmp_path / "model.onnx")!r}, {{"runtime": "openvino"}})
+        start.wait()
+        artifact(torch.randn(1, 3, 16, 16))
+    except BaseException as error:
+        failures.append(error)
+
+workers = [threading.Thread(target=work) for _ in range(4)]
+for each in workers: each.start()
+for each in workers: each.join()
+raise SystemExit(repr(failures) if failures else 0)
+"""
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert found.returncode == 0, found.stderr
+
+
+@needs_openvino
 def test_the_same_file_runs_in_both_runtimes(tmp_path: Path) -> None:
     x, path = torch.randn(3, 3, 16, 16), tmp_path / "model.onnx"
     compiled = burnish.compile(models.Cnn().eval(), inputs=image(), backend="onnx{runtime=openvino,threads=1}")
