@@ -25,6 +25,7 @@ class IntegerRules:
         shared: kinds of which operands and result must have one scale.
         again: the runtime does not look for pairs beyond selections, splits, expansions, paddings and pixel shuffles:
             behind these they are written again.
+        attention: queries and keys of attention over tokens are quantized, to int8 with zero point 0.
         behind_rolls: of what a roll gives, and rearrangements of that, only what a layer reads is quantized.
         smallest: layers with fewer input or output features stay float.
         large_silu: from so many elements a sample silu is faster as an integer sigmoid and product than in floats
@@ -38,6 +39,7 @@ class IntegerRules:
     operators: frozenset[str] = frozenset({"add", "average-pool", "concat", "leaky-relu", "mul", "sigmoid"})
     shared: frozenset[str] = frozenset()
     again: bool = False
+    attention: bool = False
     behind_rolls: bool = False
     smallest: int = 1
     large_silu: int | None = None

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -275,6 +275,23 @@ class Rewriter:
         self.program.constants[unique] = value
         self.changed = True
         return self.constant_node(graph, unique, origins)
+
+    def replace_constants(self, values: Mapping[str, torch.Tensor]) -> set[fx.Node]:
+        """Give constants, by name, other values of any shape in all graphs; return their nodes.
+
+        The caller types anew what reads them (see `set_arguments`).
+        """
+        found = set()
+        self.program.constants.update({name: value.detach() for name, value in values.items()})
+        for _, graph in self.program.all_graphs():
+            for node in graph.find_nodes(op="get_attr"):
+                if str(node.target) in values:
+                    value = values[str(node.target)]
+                    node.meta["val"] = self.program.fake_mode.from_tensor(value, static_shapes=True)
+                    set_provenance(node, merged([node], self._maker("replace-constants")))
+                    found.add(node)
+                    self.changed = True
+        return found
 
     def constant_node(self, graph: fx.Graph, name: str, origins: Iterable[fx.Node] = ()) -> fx.Node:
         """Return the node of `graph` that stands for the constant `name`, made when there is none."""

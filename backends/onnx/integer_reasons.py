@@ -79,6 +79,10 @@ class Reasons:
         otherwise = f"it meets the rules known here: there is no integer kernel for this {operator}"
         return next(self._missed(node, operator), otherwise)
 
+    def are_missed(self, name: str, operator: str) -> bool:
+        """Tell whether a rule is missed; arguments as of `of`."""
+        return name not in self.nodes or next(self._missed(self.nodes[name], operator), None) is not None
+
     def is_pool(self, name: str) -> bool:
         """Tell whether the node `name`, a ReduceMean, is a mean over both dimensions of images."""
         node = self.nodes.get(name)

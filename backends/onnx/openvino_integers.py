@@ -68,8 +68,10 @@ def kernel_types(
             continue
         integer = text_of(node, "primitiveType").lower().endswith(("_i8", "_u8"))
         for kind, place in work:
-            reason = "" if integer else reasons.of(place.name, layer)
-            yield KernelType(name, layer, kind, integer, place.module, place.node, reason)
+            # Of an attention in one kernel only the product that all operands are quantized for is an integer one.
+            whole = integer and not (layer == "Subgraph" and kind == "matmul" and reasons.are_missed(place.name, layer))
+            reason = "" if whole else reasons.of(place.name, layer)
+            yield KernelType(name, layer, kind, whole, place.module, place.node, reason)
 
 
 def _layer(kind: str, origins: tuple[Place, ...], places: Mapping[str, Place]) -> tuple[str, Place]:

@@ -34,7 +34,8 @@ def calibration_inputs(program: Program, context: Context, samples: int, purpose
     """
     if context.calibration is None:
         raise InputError(
-            f"pass {purpose!r} needs calibration data: give calibration=, an iterable of inputs, some hundred samples"
+            f"pass {purpose!r} needs calibration data: give calibration=, an iterable of inputs, some hundred samples;"
+            " --calibration FILE on the command line"
         )
     if not isinstance(context.calibration, Iterable) and not hasattr(context.calibration, "__getitem__"):
         raise InputError(

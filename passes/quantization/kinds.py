@@ -25,6 +25,7 @@ _KINDS = {
     **dict.fromkeys(CONVOLUTIONS, "convolution"),
     "aten.linear": "linear",
     "burnish.linear_act": "linear",
+    "burnish.multi_head_attention": "attention",
     "aten.add.Tensor": "add",
     "aten.mul.Tensor": "mul",
     "aten.avg_pool2d": "average-pool",
@@ -105,9 +106,14 @@ def hides_pairs(node: fx.Node) -> bool:
 
 
 def operands(node: fx.Node) -> list[fx.Node]:
-    """Return the tensors that an operator of some kind computes with, without weight and bias."""
+    """Return the tensors that an operator of some kind computes with; of layers without weight and bias.
+
+    Of an attention these are queries and keys: most of its scores would be zero in 8 bits.
+    """
     if kind_of(node) in ("convolution", "linear"):
         return [arguments(node)["input"]]
+    if kind_of(node) == "attention":
+        return [arguments(node)[name] for name in ("query", "key")]
     return [each for each in node.all_input_nodes if isinstance(each.meta.get("val"), (torch.Tensor, tuple, list))]
 
 

@@ -37,12 +37,14 @@ class Plan:
         readers: by value to quantize: the nodes that have to read it quantized.
         whole: values of which all users have to read the quantized form, or the kernel that makes them gives floats.
         groups: values with one scale.
+        signed: values that become int8 with zero point 0, whatever the rules say of others.
     """
 
     operators: dict[fx.Node, list[fx.Node]] = field(default_factory=dict)
     readers: dict[fx.Node, dict[fx.Node, None]] = field(default_factory=dict)
     whole: set[fx.Node] = field(default_factory=set)
     groups: list[set[fx.Node]] = field(default_factory=list)
+    signed: set[fx.Node] = field(default_factory=set)
 
     @staticmethod
     def of(
@@ -73,11 +75,13 @@ class Plan:
             kind = kind_of(node)
             for each in plan._read(node, rules):
                 source, path = source_of(each)
-                if rules.behind_rolls and source.target is _ROLL:
+                if kind == "attention":
+                    plan.signed.add(each)
+                if kind == "attention" or (rules.behind_rolls and source.target is _ROLL):
                     source, path = each, None
                 plan.readers.setdefault(source, {})[path if path is not None else node] = None
                 values.append(source)
-            if rules.results and kind != "linear":
+            if rules.results and kind not in ("linear", "attention"):
                 result = limited(node)
                 plan.readers.setdefault(result, {})
                 plan.whole.add(result)

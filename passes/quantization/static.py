@@ -184,7 +184,7 @@ class _Quantizer:
         """Return the layers to quantize, taken apart."""
         rewriter, found = self.rewriter, set()
         for name, reason in _FLOAT.items():
-            for node in rewriter.nodes(name):
+            for node in [] if name == "burnish.multi_head_attention" and self.rules.attention else rewriter.nodes(name):
                 rewriter.skip(node, reason)
         for node in rewriter.nodes(*_CANDIDATES):
             given = arguments(node)
@@ -205,6 +205,7 @@ class _Quantizer:
                 found.add(layer_apart(node, rewriter))
             else:
                 found.add(node)
+        found |= self._attention()
         large = self.rules.large_silu
         if everything and large is not None:
             for node in rewriter.nodes("aten.silu"):
@@ -212,6 +213,19 @@ class _Quantizer:
                 behind = kind_of(source_of(arguments(node)["self"])[0]) is not None
                 if behind and all(isinstance(each, int) for each in sizes) and math.prod(sizes) >= large:
                     silu_apart(node, rewriter)
+        return found
+
+    def _attention(self) -> set[fx.Node]:
+        """Return the attentions whose queries and keys are to be quantized."""
+        found = set()
+        for node in self.rewriter.nodes("burnish.multi_head_attention") if self.rules.attention else []:
+            try:
+                self.keeping.check(node)
+            except Refusal as refusal:
+                self.rewriter.skip(node, str(refusal))
+            else:
+                if kind_of(node) is not None:
+                    found.add(node)
         return found
 
     def _never(self, layers: set[fx.Node]) -> set[fx.Node]:
@@ -254,8 +268,10 @@ class _Quantizer:
     def _parameters(self, plan: Plan, seen: dict[fx.Node, Histogram]) -> dict[fx.Node, Parameters]:
         """Return what quantizes each value that has a usable range."""
         ranges = {}
+        signed = replace(self.rules, activations=torch.int8, symmetric=True)
+        rules = {node: signed if node in plan.signed else self.rules for node in plan.readers}
         for node in plan.readers:
-            found = covered(seen[node], self.observer, self.rules)
+            found = covered(seen[node], self.observer, rules[node])
             if found is not None:
                 ranges[node] = found
         for group in plan.groups:
@@ -263,7 +279,7 @@ class _Quantizer:
             if known:
                 widest = min(low for low, _ in known), max(high for _, high in known)
                 ranges.update(dict.fromkeys(group & ranges.keys(), widest))
-        return {node: parameters(*each, self.rules) for node, each in ranges.items()}
+        return {node: parameters(*each, rules[node]) for node, each in ranges.items()}
 
     def _refused(self, plan: Plan, chosen: dict[fx.Node, Parameters], seen: dict[fx.Node, Histogram]) -> set[fx.Node]:
         """Return the operators that read or give a value without usable range, and say why."""

@@ -1,0 +1,163 @@
+"""Shrink: a Program without the positions of some classes: smaller constants, and sizes in arguments to match."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from torch import fx
+
+from burnish.compiler.graphs import calls
+from burnish.compiler.operators import arguments, find_operator, schema_of
+from burnish.compiler.rewriter import Rewriter
+from burnish.passes.pruning.flow import sizes_of
+from burnish.passes.pruning.layouts import Layout
+from burnish.passes.pruning.propagate import Dependencies
+
+__all__ = ["shrink"]
+
+Kept = np.ndarray[Any, np.dtype[np.bool_]]
+
+
+def shrink(rewriter: Rewriter, dependencies: Dependencies, kept: Kept) -> None:
+    """Remove classes.
+
+    Args:
+        rewriter: makes the changes.
+        dependencies: of its Program.
+        kept: for every class whether it stays, [classes]; frozen ones do.
+    """
+    _Shrinking(rewriter, dependencies, kept[dependencies.classes.of]).run()
+
+
+class _Shrinking:
+    def __init__(self, rewriter: Rewriter, dependencies: Dependencies, stays: Kept) -> None:
+        self.rewriter, self.layouts, self.stays = rewriter, dependencies.layouts, stays
+        self.constants = {
+            name: {dim: stays[units] for dim, units in dims.items() if not stays[units].all()}
+            for name, dims in dependencies.constants.items()
+        }
+
+    def run(self) -> None:
+        """Change constants first, then every operator that reads what has changed, in order."""
+        program = self.rewriter.program
+        smaller = {}
+        for name, dims in self.constants.items():
+            value = program.constants[name]
+            for dim, stays in dims.items():
+                value = value.index_select(dim, torch.from_numpy(np.flatnonzero(stays)))
+            if dims:
+                smaller[name] = value
+        changed = self.rewriter.replace_constants(smaller)
+        for _, graph in program.all_graphs():
+            for node in calls(graph):
+                if not changed.isdisjoint(node.all_input_nodes):
+                    given = _LITERALS[node.target](self, node, arguments(node)) if node.target in _LITERALS else {}
+                    _set_arguments(self.rewriter, node, given)
+                    changed.add(node)
+
+    def along(self, layout: Layout, dim: int) -> Kept | None:
+        """Return which positions along a dimension stay, [size]; None where all do."""
+        block = layout.block(dim)
+        if block is None:
+            return None
+        axis = block.dims.index(dim)
+        rows = np.moveaxis(self.stays[block.units], axis, 0).reshape(block.units.shape[axis], -1)
+        found: Kept = np.any(rows, axis=1)
+        return found
+
+    def sizes(self, node: fx.Node) -> list[Any]:
+        """Return the shape of a value as it will be."""
+        layout = self.layouts[node]
+        assert isinstance(layout, Layout)
+        found = [(size, self.along(layout, dim)) for dim, size in enumerate(sizes_of(node))]
+        return [size if stays is None else int(stays.sum()) for size, stays in found]
+
+
+_Literals = Callable[[_Shrinking, fx.Node, dict[str, Any]], dict[str, Any]]
+
+
+def _view(shrinking: _Shrinking, node: fx.Node, given: dict[str, Any]) -> dict[str, Any]:
+    name = "size" if "size" in given else "shape"
+    new = shrinking.sizes(node)
+    return {name: [_new_size(old, size) for old, size in zip(given[name], new, strict=True)]}
+
+
+def _unflatten(shrinking: _Shrinking, node: fx.Node, given: dict[str, Any]) -> dict[str, Any]:
+    sizes, rank = given["sizes"], len(sizes_of(given["self"]))
+    first = given["dim"] % rank
+    new = shrinking.sizes(node)[first : first + len(sizes)]
+    return {"sizes": [_new_size(old, size) for old, size in zip(sizes, new, strict=True)]}
+
+
+def _slice(shrinking: _Shrinking, node: fx.Node, given: dict[str, Any]) -> dict[str, Any]:
+    source = given["self"]
+    rank = len(sizes_of(source))
+    layout = shrinking.layouts[source]
+    assert isinstance(layout, Layout)
+    stays = shrinking.along(layout, given["dim"] % rank)
+    if stays is None:
+        return {}
+    start, end, _ = slice(given["start"], given["end"]).indices(len(stays))
+    return {"start": int(stays[:start].sum()), "end": int(stays[:end].sum())}
+
+
+def _split(shrinking: _Shrinking, node: fx.Node, given: dict[str, Any]) -> dict[str, Any]:
+    layouts, parts = shrinking.layouts[node], node.meta["val"]
+    assert isinstance(layouts, list)
+    dim = given["dim"] % parts[0].dim()
+    found = [shrinking.along(layout, dim) for layout in layouts]
+    return {
+        "split_sizes": [
+            size if stays is None else int(stays.sum()) for size, stays in zip(given["split_sizes"], found, strict=True)
+        ]
+    }
+
+
+def _groups(shrinking: _Shrinking, node: fx.Node, given: dict[str, Any]) -> dict[str, Any]:
+    if given["groups"] == 1 or sizes_of(given["weight"])[1] != 1:
+        return {}
+    # One input a group: the groups are the channels that are read.
+    source = given["input"]
+    return {"groups": int(sizes_of(source)[len(sizes_of(source)) - len(sizes_of(given["weight"])) + 1])}
+
+
+def _group_norm(shrinking: _Shrinking, node: fx.Node, given: dict[str, Any]) -> dict[str, Any]:
+    before, after = sizes_of(node)[1], sizes_of(given["input"])[1]
+    assert isinstance(before, int) and isinstance(after, int)
+    return {"num_groups": given["num_groups"] * after // before}
+
+
+_LITERALS: dict[Any, _Literals] = {
+    find_operator(name): rule
+    for rule, names in {
+        _view: ("aten.reshape", "aten.view", "aten._unsafe_view", "aten.expand"),
+        _unflatten: ("aten.unflatten.int",),
+        _slice: ("aten.slice.Tensor",),
+        _split: ("aten.split_with_sizes",),
+        _groups: ("aten.conv1d", "aten.conv2d", "aten.conv3d"),
+        _group_norm: ("aten.group_norm",),
+    }.items()
+    for name in names
+}
+
+
+def _new_size(old: Any, new: Any) -> Any:
+    return new if isinstance(old, int) and old != -1 else old
+
+
+def _set_arguments(rewriter: Rewriter, node: fx.Node, changed: dict[str, Any]) -> None:
+    """Give `node` other literals, by schema name, and type it again."""
+    args, kwargs = list(node.args), dict(node.kwargs)
+    target: Any = node.target
+    schema = schema_of(target)
+    for name, value in changed.items():
+        assert schema is not None
+        index = schema.names.index(name)
+        if index < len(args):
+            args[index] = value
+        else:
+            kwargs[name] = value
+    rewriter.set_arguments(node, tuple(args), kwargs)

@@ -1,0 +1,236 @@
+"""Pruned Programs are what the original is with zeros where consumers read what went."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+import burnish
+from benchmarks.models import decoders, encoders, images, sequences, vision
+from burnish import Context, Pipeline, Program
+from burnish.compiler.errors import PassError
+from burnish.compiler.pipeline import PassRecord, run_pipeline
+from burnish.passes.pruning.groups import groups_of
+from burnish.passes.pruning.propagate import propagate
+from tests.pruning_oracle import pruned
+from tests.random_programs import programs
+
+_CANONICAL = Pipeline.parse("canonicalize,fold-constants,dce")
+_MODULES = (images, vision, encoders, decoders, sequences)
+_ZOO = {entry.name: entry for module in _MODULES for entry in module.entries()}
+# By name: the largest part of the parameters that may be left when half of every group goes.
+_NETWORKS = {
+    "resnet": 0.5, "mbconv-se": 0.6, "u-net": 0.5, "shufflenet": 0.6, "densenet": 0.6,
+    "vgg": 0.5,
+    "mobilenet_v2": 0.5, "efficientnet": 0.6, "convnext": 0.8, "vit": 0.8, "swin": 0.8, "bert": 0.9, "gpt2": 0.9,
+    "llama": 0.9, "falcon": 0.9,
+    "transformer-seq2seq": 0.9, "hf-resnet": 0.5, "mlp-mixer": 0.6, "autoencoder-spectral": 0.6,
+}  # fmt: skip
+
+
+def _canonical(model: nn.Module, inputs: Any) -> Program:
+    program = burnish.capture(model.eval(), inputs)
+    return run_pipeline(_CANONICAL, program, Context())[0]
+
+
+def _prune(model: nn.Module, inputs: Any, options: str = "") -> tuple[Program, PassRecord, Context]:
+    context = Context()
+    program, records = run_pipeline(
+        Pipeline.parse(f"canonicalize,prune{{{options}}}"), burnish.capture(model.eval(), inputs), context, verify=3
+    )
+    return program, records[-1], context
+
+
+@pytest.mark.parametrize("name", _NETWORKS)
+def test_networks(name: str) -> None:
+    entry = _ZOO[name]
+    program = _canonical(entry.model(), entry.inputs(2))
+    smaller, drift, _ = pruned(program)
+    assert drift < 1e-4
+    assert smaller.parameter_count() < _NETWORKS[name] * program.parameter_count()
+    # Other sizes of the batch, and the text, are those of any Program.
+    inputs = entry.inputs(3)
+    args, kwargs = ((), inputs) if isinstance(inputs, dict) else (inputs, {})
+    smaller(*args, **kwargs)
+    assert Program.parse(smaller.print(), smaller.constants).print() == smaller.print()
+
+
+@given(programs(), st.floats(0.1, 0.9), st.integers(0, 5))
+@settings(max_examples=60, deadline=None)
+def test_random_programs(text: str, ratio: float, seed: int) -> None:
+    program, _ = run_pipeline(_CANONICAL, Program.parse(text), Context())
+    assert pruned(program, ratio, seed)[1] < 1e-4
+
+
+class _Attention(nn.Module):
+    """Four heads on a residual stream whose size is an output's; with separate, packed or grouped projections."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.kind = kind
+        self.packed = nn.Linear(32, 96)
+        self.query, self.key, self.value = (nn.Linear(32, size) for size in (32, 16, 16))
+        self.out, self.norm = nn.Linear(32, 32), nn.LayerNorm(32)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        batch, tokens, _ = x.shape
+        if self.kind in ("chunk", "unbind"):
+            packed = self.packed(self.norm(x))
+            if self.kind == "chunk":
+                q, k, v = (each.view(batch, tokens, 4, 8).transpose(1, 2) for each in packed.chunk(3, -1))
+            else:
+                q, k, v = packed.view(batch, tokens, 3, 4, 8).permute(2, 0, 3, 1, 4).unbind(0)
+        else:
+            q = self.query(x).view(batch, tokens, 4, 8).transpose(1, 2)
+            k, v = (each(x).view(batch, tokens, 2, 8).transpose(1, 2) for each in (self.key, self.value))
+            if self.kind == "repeated":
+                k, v = (each[:, :, None].expand(-1, -1, 2, -1, -1).reshape(batch, 4, tokens, 8) for each in (k, v))
+        grouped = self.kind == "grouped"
+        if self.kind == "spelled out":
+            k, v = (each.repeat_interleave(2, 1) for each in (k, v))
+            attended = torch.softmax(q @ k.transpose(-1, -2) / 8**0.5, -1) @ v
+        else:
+            attended = nn.functional.scaled_dot_product_attention(q, k, v, enable_gqa=grouped)
+        return x + self.out(attended.transpose(1, 2).reshape(batch, tokens, 32))
+
+
+@pytest.mark.parametrize("kind", ["chunk", "unbind", "repeated", "grouped", "spelled out"])
+def test_heads_are_found_from_the_views(kind: str) -> None:
+    program = _canonical(_Attention(kind), (torch.randn(2, 5, 32),))
+    (group,) = groups_of(propagate(program))
+    # Two heads of queries go with each of keys and values where these are shared.
+    assert len(group.classes) == (4 if kind in ("chunk", "unbind") else 2)
+    smaller, drift, _ = pruned(program)
+    assert drift < 1e-5
+    assert smaller.parameter_count() < program.parameter_count()
+
+
+def _group_sizes(model: nn.Module, inputs: Any) -> list[int]:
+    return [len(each.classes) for each in groups_of(propagate(_canonical(model, inputs)))]
+
+
+def test_what_keeps_groups_equal() -> None:
+    x = (torch.randn(2, 8, 6, 6),)
+    head = nn.Conv2d(16, 4, 1)
+    # One class has a channel of each group of the convolution, or all of a group of the norm.
+    assert _group_sizes(nn.Sequential(nn.Conv2d(8, 16, 1), nn.Conv2d(16, 16, 1, groups=4), head), x) == [4, 4]
+    assert _group_sizes(nn.Sequential(nn.Conv2d(8, 16, 1), nn.Conv2d(16, 16, 1, groups=16), head), x) == [16]
+    assert _group_sizes(nn.Sequential(nn.Conv2d(8, 8, 1), nn.Conv2d(8, 16, 1, groups=8), head), x) == [8]
+    assert _group_sizes(nn.Sequential(nn.Conv2d(8, 16, 1), nn.GroupNorm(4, 16), head), x) == [4]
+    assert _group_sizes(nn.Sequential(nn.Conv2d(8, 16, 1), nn.GroupNorm(1, 16), head), x) == []
+    assert _group_sizes(nn.Sequential(nn.Conv2d(8, 64, 1), nn.PixelShuffle(2), head), x) == [16]
+
+
+def test_unknown_operators_stop_and_are_named() -> None:
+    class Sorted(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = nn.Linear(8, 16), nn.Linear(16, 4)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.second(torch.sort(self.first(x), dim=-1).values)
+
+    _, record, context = _prune(Sorted(), (torch.randn(2, 8),))
+    assert not record.changed
+    assert any("aten.sort" in note for note in context.notes)
+    assert "prune found nothing to remove" in context.notes
+
+
+class _Two(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.second, self.third = nn.Conv2d(3, 16, 3), nn.Conv2d(16, 24, 3), nn.Conv2d(24, 4, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.third(torch.relu(self.second(torch.relu(self.first(x)))))
+
+
+def _widths(program: Program) -> list[int]:
+    return [program.constants[f"{name}.weight"].shape[0] for name in ("first", "second", "third")]
+
+
+@pytest.mark.parametrize(
+    ("options", "widths"),
+    [
+        ("ratio=0.5", [8, 12, 4]),
+        ("ratio=0.25", [12, 18, 4]),
+        ("ratio=0", [16, 24, 4]),
+        ("ratio=0.99", [1, 1, 4]),
+        ("ratio=0.4,round_to=8", [16, 16, 4]),
+        ("ratio=0.5,keep=[first.*]", [16, 12, 4]),
+        ("ratio=0.5,keep=[second.weight]", [16, 24, 4]),
+    ],
+)
+def test_widths(options: str, widths: list[int]) -> None:
+    program, _, _ = _prune(_Two(), (torch.randn(2, 3, 12, 12),), options)
+    assert _widths(program) == widths
+
+
+def test_the_least_important_go() -> None:
+    model = _Two()
+    weak = [1, 4, 5, 9]
+    with torch.no_grad():
+        model.first.weight[weak] *= 0.01
+        model.second.weight[:, weak] *= 0.01
+    for kind in ("l1", "l2"):
+        program, _, _ = _prune(model, (torch.randn(2, 3, 12, 12),), f"ratio=0.25,importance={kind},keep=[third.weight]")
+        stays = [index for index in range(16) if index not in weak]
+        assert torch.equal(program.constants["first.weight"], model.first.weight[stays])
+
+
+def test_global_ranking_takes_more_where_less_matters() -> None:
+    model = _Two()
+    with torch.no_grad():
+        # The same mean, but most of it in a few channels.
+        for weight, dim in ((model.second.weight, 0), (model.third.weight, 1)):
+            weight.index_fill_(dim, torch.arange(4, 24), 1e-3)
+    program, _, _ = _prune(model, (torch.randn(2, 3, 12, 12),), "ratio=0.5,ranking=global")
+    first, second, _ = _widths(program)
+    assert (first, second) == (16, 4)
+
+
+@pytest.mark.parametrize(("backend", "suffix"), [("onnx", "onnx"), ("torchscript", "pt")])
+def test_files_of_it(backend: str, suffix: str, tmp_path: Any) -> None:
+    x = torch.randn(2, 3, 12, 12)
+    compiled = burnish.compile(_Two().eval(), "canonicalize,prune,default", inputs=(x,), backend=backend)
+    path = tmp_path / f"model.{suffix}"
+    compiled.save(path)
+    loaded = burnish.load(path)
+    for batch in (1, 5):
+        x = torch.randn(batch, 3, 12, 12)
+        assert torch.allclose(loaded(x), compiled.program(x), atol=1e-5)
+
+
+def test_it_is_linear_in_layers() -> None:
+    layers = [nn.Sequential(nn.Linear(64, 64), nn.ReLU()) for _ in range(1000)]
+    program = _canonical(nn.Sequential(*layers, nn.Linear(64, 2)), (torch.randn(1, 64),))
+    assert len(groups_of(propagate(program))) == 1000
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ("ratio=1", "option 'ratio' must be from 0 to less than 1, but is 1"),
+        ("ratio=-0.1", "option 'ratio' must be"),
+        ("round_to=0", "option 'round_to' must be 1 or more, but is 0"),
+        ("keep=[nothing]", "no constant to prune matches 'nothing': there are first.bias, first.weight"),
+        ("importance=l3", "must be 'l1' or 'l2' or 'random', but is 'l3'"),
+    ],
+)
+def test_bad_options(options: str, message: str) -> None:
+    with pytest.raises((PassError, burnish.OptionError), match=message):
+        _prune(_Two(), (torch.randn(2, 3, 12, 12),), options)
+
+
+def test_numbers_of_classes_hold_for_any_dtype() -> None:
+    program = _canonical(_Two().double(), (torch.randn(2, 3, 12, 12, dtype=torch.float64),))
+    smaller, drift, _ = pruned(program)
+    assert drift < 1e-12
+    assert np.prod(smaller.constants["first.weight"].shape) == 8 * 3 * 9

@@ -1,0 +1,76 @@
+"""The oracle of pruning: what is removed must count as if its consumers had zeros for weights there.
+
+Zeros in what produces a channel would not do: a sigmoid makes one half of them.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import fx
+from torch.utils import _pytree as pytree
+
+from burnish import Program, Rewriter
+from burnish.compiler.graphs import calls
+from burnish.compiler.numerics import worst_drift
+from burnish.compiler.operators import arguments, operator_name
+from burnish.passes.pruning.groups import groups_of
+from burnish.passes.pruning.propagate import Dependencies, propagate
+from burnish.passes.pruning.shrink import shrink
+
+# The dimension of a weight that a channel is read through.
+_READ = {"aten.linear": 1, "aten.conv1d": 1, "aten.conv2d": 1, "aten.conv3d": 1}
+_READ |= {"aten.conv_transpose1d": 0, "aten.conv_transpose2d.input": 0, "aten.conv_transpose3d.input": 0}
+_PRODUCTS = {
+    "aten.matmul": ("self", "other"), "aten.bmm": ("self", "mat2"), "aten.mm": ("self", "mat2"),
+    "aten.addmm": ("mat1", "mat2"), "aten.baddbmm": ("batch1", "batch2"),
+}  # fmt: skip
+
+
+def chosen(dependencies: Dependencies, ratio: float, seed: int) -> np.ndarray:
+    """Return which classes stay when `ratio` of every group is removed at random, [classes]."""
+    generator = np.random.default_rng(seed)
+    kept = np.ones(dependencies.classes.count, np.bool_)
+    for group in groups_of(dependencies):
+        count = min(round(len(group.classes) * ratio), len(group.classes) - 1)
+        kept[generator.choice(group.classes, count, replace=False)] = False
+    return kept
+
+
+def pruned(program: Program, ratio: float = 0.5, seed: int = 0) -> tuple[Program, float, Dependencies]:
+    """Return a smaller Program, how far its results are from the oracle's, and what was found."""
+    smaller = program.copy()
+    dependencies = propagate(smaller)
+    kept = chosen(dependencies, ratio, seed)
+    oracle = with_zeros(program, dependencies, kept)
+    shrink(Rewriter(smaller, "prune"), dependencies, kept)
+    args, kwargs = program.sample_arguments()
+    actual, expected = (pytree.tree_leaves(each(*args, **kwargs)) for each in (smaller, oracle))
+    return smaller, worst_drift(actual, expected), dependencies
+
+
+def with_zeros(program: Program, dependencies: Dependencies, kept: np.ndarray) -> Program:
+    """Return `program` with zeros where consumers read what goes."""
+    found = program.copy()
+    read = {each for _, graph in program.all_graphs() for node in calls(graph) for each in _consumed(node)}
+    for name, dims in dependencies.constants.items():
+        for dim, units in dims.items():
+            if (name, dim) in read:
+                shape = [1] * found.constants[name].dim()
+                shape[dim] = -1
+                stays = torch.from_numpy(kept[dependencies.classes.of[units]])
+                found.constants[name] = found.constants[name] * stays.reshape(shape)
+    return found
+
+
+def _consumed(node: fx.Node) -> list[tuple[str, int]]:
+    """Return the constants, with a dimension, through which an operator reads and sums up channels."""
+    name, given = operator_name(node.target), arguments(node)
+    if name in _READ:
+        weight = given["weight"]
+        depthwise = given.get("groups", 1) > 1 and weight.meta["val"].shape[1] == 1
+        return [(str(weight.target), _READ[name])] if weight.op == "get_attr" and not depthwise else []
+    if name in _PRODUCTS:
+        operands = [(given[each], dim) for each, dim in zip(_PRODUCTS[name], (-1, -2), strict=True)]
+        return [(str(each.target), dim % each.meta["val"].dim()) for each, dim in operands if each.op == "get_attr"]
+    return []
