@@ -20,9 +20,12 @@ from torch.nn import functional as F
 import burnish
 from burnish.backends.onnx import OnnxArtifact, OnnxBackend
 from burnish.backends.onnx.integer_kernels import IntegerKernels
+from burnish.backends.onnx.openvino_profile import text_of
+from burnish.backends.onnx.openvino_session import OpenVinoSession
 from burnish.backends.onnx.session import Session
 from burnish.compiler.compile import Compiled
 from burnish.compiler.errors import BackendError
+from burnish.compiler.numerics import drift
 
 _PASSES = "canonicalize,fold-batch-norm,fold-constants,cse,dce,fuse,dce"
 _RUNTIMES = [
@@ -141,6 +144,26 @@ def test_openvino_has_no_integers_for_ranges_found_at_run_time() -> None:
     assert found.share == 0
     layers = [each for each in found.floats if each.operator == "FullyConnected"]
     assert len(layers) == 4 and all("found at run time" in each.reason for each in layers)
+
+
+@pytest.mark.skipif(find_spec("openvino") is None, reason="openvino is not installed")
+@pytest.mark.parametrize("keep", [False, True])
+def test_openvino_multiplies_queries_and_keys_in_integers(keep: bool) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(2, 64, 32)
+    quantize = 'quantize{keep=["*attention*"]}' if keep else "quantize"
+    compiled = _compiled(_Encoder(), x, quantize, "openvino")
+    artifact = compiled.artifact
+    assert isinstance(artifact, OnnxArtifact) and isinstance(artifact.session, OpenVinoSession)
+    implementations = [
+        text_of(node, "primitiveType")
+        for node in artifact.session.compiled.get_runtime_model().get_ordered_ops()
+        if text_of(node, "layerType") == "Subgraph" and "attention" in node.get_friendly_name()
+    ]
+    assert [each.endswith("_i8") for each in implementations] == [not keep]
+    assert drift(compiled(x), compiled.program(x)) < 0.02
+    # Half of the kernel is float: it does not count.
+    assert "attention" in str(_kernels(compiled).floats)
 
 
 def test_many_float_kernels_are_counted_in_the_report_and_not_listed() -> None:
