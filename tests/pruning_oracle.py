@@ -20,6 +20,7 @@ from burnish.passes.pruning.shrink import shrink
 
 # The dimension of a weight that a channel is read through.
 _READ = {"aten.linear": 1, "aten.conv1d": 1, "aten.conv2d": 1, "aten.conv3d": 1}
+_READ |= {"burnish.linear_act": 1, "burnish.self_attention": 1}
 _READ |= {"aten.conv_transpose1d": 0, "aten.conv_transpose2d.input": 0, "aten.conv_transpose3d.input": 0}
 _PRODUCTS = {
     "aten.matmul": ("self", "other"), "aten.bmm": ("self", "mat2"), "aten.mm": ("self", "mat2"),
@@ -66,10 +67,10 @@ def with_zeros(program: Program, dependencies: Dependencies, kept: np.ndarray) -
 def _consumed(node: fx.Node) -> list[tuple[str, int]]:
     """Return the constants, with a dimension, through which an operator reads and sums up channels."""
     name, given = operator_name(node.target), arguments(node)
-    if name in _READ:
-        weight = given["weight"]
+    if name in _READ or name == "burnish.conv_act":
+        weight, dim = given["weight"], _READ.get(name, 0 if given.get("transposed") else 1)
         depthwise = given.get("groups", 1) > 1 and weight.meta["val"].shape[1] == 1
-        return [(str(weight.target), _READ[name])] if weight.op == "get_attr" and not depthwise else []
+        return [(str(weight.target), dim)] if weight.op == "get_attr" and not depthwise else []
     if name in _PRODUCTS:
         operands = [(given[each], dim) for each, dim in zip(_PRODUCTS[name], (-1, -2), strict=True)]
         return [(str(each.target), dim % each.meta["val"].dim()) for each, dim in operands if each.op == "get_attr"]

@@ -60,6 +60,17 @@ def reduced(node: fx.Node, given: dict[str, Any], flow: Flow) -> Value:
     return layout.moved({dim: place for place, dim in enumerate(rest)})
 
 
+@flow_rule("aten.max.dim", "aten.min.dim", "aten.median.dim", "aten.topk", "aten.sort", "aten.kthvalue")
+def ranked(node: fx.Node, given: dict[str, Any], flow: Flow) -> Value:
+    """Values and places along one dimension, which stays."""
+    source, dim = given["self"], given["dim"] % len(sizes_of(given["self"]))
+    layout = flow.kept(source, _REDUCED, [dim])
+    rank = len(sizes_of(source))
+    if len(node.meta["val"][0].shape) < rank:
+        layout = layout.moved({each: each - (each > dim) for each in range(rank) if each != dim})
+    return [layout, layout]
+
+
 @flow_rule(
     "aten.max_pool1d", "aten.max_pool2d", "aten.max_pool3d", "aten.avg_pool1d", "aten.avg_pool2d", "aten.avg_pool3d",
     "aten.adaptive_avg_pool1d", "aten.adaptive_avg_pool2d", "aten.adaptive_avg_pool3d", "aten.adaptive_max_pool2d",

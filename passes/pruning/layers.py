@@ -10,7 +10,7 @@ from burnish.passes.pruning.flow import Flow, Value, flow_rule, sizes_of
 from burnish.passes.pruning.layouts import Block, Layout
 from burnish.passes.pruning.units import Numbers
 
-__all__: list[str] = []
+__all__ = ["convolution", "linear", "outputs", "transposed_convolution"]
 
 _STAYS = "what it meets stays"
 _STATISTICS = "a norm's statistics are over it"
@@ -25,7 +25,7 @@ def linear(node: fx.Node, given: dict[str, Any], flow: Flow) -> Value:
     if len(sizes_of(given["weight"])) != 2:
         flow.freeze(given["weight"], "it is a vector")
         return rest
-    return _with(rest, len(sizes_of(node)) - 1, _outputs(given["weight"], 0, given["bias"], flow))
+    return _with(rest, len(sizes_of(node)) - 1, outputs(given["weight"], 0, given["bias"], flow))
 
 
 @flow_rule("aten.conv1d", "aten.conv2d", "aten.conv3d")
@@ -34,7 +34,7 @@ def convolution(node: fx.Node, given: dict[str, Any], flow: Flow) -> Value:
     value, weight, groups = given["input"], given["weight"], given["groups"]
     channel = _channels(value, weight, flow)
     read, taken = flow.along(value, channel), flow.along(weight, 1)
-    made = _outputs(weight, 0, given["bias"], flow)
+    made = outputs(weight, 0, given["bias"], flow)
     if groups == 1:
         flow.tie(read, taken, _STAYS)
     elif sizes_of(weight)[1] == 1:
@@ -61,7 +61,7 @@ def transposed_convolution(node: fx.Node, given: dict[str, Any], flow: Flow) -> 
                 flow.units.freeze(each, "it is a grouped transposed convolution")
         return _spatial(value, channel, flow)
     flow.tie(read, taken, _STAYS)
-    return _with(_spatial(value, channel, flow), channel, _outputs(weight, 1, given["bias"], flow))
+    return _with(_spatial(value, channel, flow), channel, outputs(weight, 1, given["bias"], flow))
 
 
 @flow_rule("aten.embedding")
@@ -123,7 +123,7 @@ def _channels(value: fx.Node, weight: fx.Node, flow: Flow) -> int:
     return len(sizes_of(value)) - taps - 1
 
 
-def _outputs(weight: fx.Node, dim: int, bias: fx.Node | None, flow: Flow) -> Numbers | None:
+def outputs(weight: fx.Node, dim: int, bias: fx.Node | None, flow: Flow) -> Numbers | None:
     """Return the units of what a weight gives, tied to its bias."""
     made = flow.along(weight, dim)
     if bias is not None:

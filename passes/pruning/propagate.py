@@ -1,11 +1,11 @@
 """Propagate: which positions of which constants have to be removed together.
 
-Units pass through all operators in order; see `units` and `layouts`. Rules stand in `views`, `layers`, `products` and
-`elementwise`. An operator that computes every element by itself (PyTorch tags it "pointwise") needs none. What no rule
-knows is never guessed: it freezes what it reads.
+Units pass through all operators in order; see `units` and `layouts`. Rules stand in `views`, `layers`, `products`,
+`einsum`, `fused` and `elementwise`. An operator that computes every element by itself (PyTorch tags it "pointwise")
+needs none. What no rule knows is never guessed: it freezes what it reads.
 
-Not handled: a view that joins channels with a dynamic dimension, as batch and heads in `nn.MultiheadAttention`; fused
-operators (prune before `fuse`).
+Not handled: a view that joins channels with a dynamic dimension, as batch and heads in `nn.MultiheadAttention`, which
+`fuse` undoes.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from torch import fx
 
 from burnish.compiler.operators import arguments, operator_name
 from burnish.compiler.program import Program
-from burnish.passes.pruning import layers, products, views
+from burnish.passes.pruning import einsum, fused, layers, products, views
 from burnish.passes.pruning.elementwise import elementwise
 from burnish.passes.pruning.flow import Flow, Value, described, rule_of
 from burnish.passes.pruning.layouts import Block, Layout
@@ -28,7 +28,7 @@ from burnish.passes.pruning.units import Classes, Numbers
 
 __all__ = ["Dependencies", "propagate"]
 
-_RULES = (layers, products, views)
+_RULES = (einsum, fused, layers, products, views)
 
 
 @dataclass(frozen=True, slots=True)

@@ -35,6 +35,7 @@ def shrink(rewriter: Rewriter, dependencies: Dependencies, kept: Kept) -> None:
 class _Shrinking:
     def __init__(self, rewriter: Rewriter, dependencies: Dependencies, stays: Kept) -> None:
         self.rewriter, self.layouts, self.stays = rewriter, dependencies.layouts, stays
+        self.shapes = {node: sizes_of(node) for _, graph in rewriter.program.all_graphs() for node in graph.nodes}
         self.constants = {
             name: {dim: stays[units] for dim, units in dims.items() if not stays[units].all()}
             for name, dims in dependencies.constants.items()
@@ -43,13 +44,12 @@ class _Shrinking:
     def run(self) -> None:
         """Change constants first, then every operator that reads what has changed, in order."""
         program = self.rewriter.program
-        smaller = {}
+        smaller: dict[str, torch.Tensor] = {}
         for name, dims in self.constants.items():
-            value = program.constants[name]
             for dim, stays in dims.items():
-                value = value.index_select(dim, torch.from_numpy(np.flatnonzero(stays)))
-            if dims:
-                smaller[name] = value
+                value = smaller.get(name, program.constants.get(name))
+                assert value is not None
+                smaller[name] = value.index_select(dim, torch.from_numpy(np.flatnonzero(stays)))
         changed = self.rewriter.replace_constants(smaller)
         for _, graph in program.all_graphs():
             for node in calls(graph):
@@ -124,6 +124,15 @@ def _groups(shrinking: _Shrinking, node: fx.Node, given: dict[str, Any]) -> dict
     return {"groups": int(sizes_of(source)[len(sizes_of(source)) - len(sizes_of(given["weight"])) + 1])}
 
 
+def _heads(shrinking: _Shrinking, node: fx.Node, given: dict[str, Any]) -> dict[str, Any]:
+    """Every head keeps its size, and every head of keys its queries."""
+    projected = "weight" in given
+    source = given["weight"] if projected else given["query"] if "query" in given else given["input"]
+    dim = 0 if projected else -1
+    before, after = shrinking.shapes[source][dim], sizes_of(source)[dim]
+    return {name: given[name] * after // before for name in ("heads", "kv_heads") if name in given}
+
+
 def _group_norm(shrinking: _Shrinking, node: fx.Node, given: dict[str, Any]) -> dict[str, Any]:
     before, after = sizes_of(node)[1], sizes_of(given["input"])[1]
     assert isinstance(before, int) and isinstance(after, int)
@@ -137,7 +146,8 @@ _LITERALS: dict[Any, _Literals] = {
         _unflatten: ("aten.unflatten.int",),
         _slice: ("aten.slice.Tensor",),
         _split: ("aten.split_with_sizes",),
-        _groups: ("aten.conv1d", "aten.conv2d", "aten.conv3d"),
+        _groups: ("aten.conv1d", "aten.conv2d", "aten.conv3d", "burnish.conv_act"),
+        _heads: ("burnish.multi_head_attention", "burnish.self_attention", "burnish.rotary_embedding"),
         _group_norm: ("aten.group_norm",),
     }.items()
     for name in names
