@@ -71,6 +71,15 @@ def _consumed(node: fx.Node) -> list[tuple[str, int]]:
         weight, dim = given["weight"], _READ.get(name, 0 if given.get("transposed") else 1)
         depthwise = given.get("groups", 1) > 1 and weight.meta["val"].shape[1] == 1
         return [(str(weight.target), dim)] if weight.op == "get_attr" and not depthwise else []
+    if name == "aten.einsum":
+        left, _, result = given["equation"].replace(" ", "").partition("->")
+        terms = zip(given["tensors"], left.split(","), strict=True)
+        return [
+            (str(each.target), dim)
+            for each, term in terms
+            for dim, letter in enumerate(term)
+            if each.op == "get_attr" and letter not in result
+        ]
     if name in _PRODUCTS:
         operands = [(given[each], dim) for each, dim in zip(_PRODUCTS[name], (-1, -2), strict=True)]
         return [(str(each.target), dim % each.meta["val"].dim()) for each, dim in operands if each.op == "get_attr"]

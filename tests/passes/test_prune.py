@@ -66,7 +66,7 @@ def test_networks(name: str) -> None:
 )
 def test_networks_of_which_little_can_go(name: str) -> None:
     entry = _ZOO[name]
-    smaller, drift, dependencies = pruned(_canonical(entry.model(), entry.inputs(2)))
+    _, drift, dependencies = pruned(_canonical(entry.model(), entry.inputs(2)))
     assert drift < 1e-4
     if name in ("condition", "lstm"):
         assert sum(dependencies.unknown.values()) == 1
