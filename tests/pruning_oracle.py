@@ -16,7 +16,7 @@ from burnish.compiler.numerics import worst_drift
 from burnish.compiler.operators import arguments, operator_name
 from burnish.passes.pruning.groups import groups_of
 from burnish.passes.pruning.propagate import Dependencies, propagate
-from burnish.passes.pruning.shrink import shrink
+from burnish.passes.pruning.shrink import shrink, with_something_left
 
 # The dimension of a weight that a channel is read through.
 _READ = {"aten.linear": 1, "aten.conv1d": 1, "aten.conv2d": 1, "aten.conv3d": 1}
@@ -35,7 +35,7 @@ def chosen(dependencies: Dependencies, ratio: float, seed: int) -> np.ndarray:
     for group in groups_of(dependencies):
         count = min(round(len(group.classes) * ratio), len(group.classes) - 1)
         kept[generator.choice(group.classes, count, replace=False)] = False
-    return kept
+    return with_something_left(dependencies, kept)
 
 
 def pruned(program: Program, ratio: float = 0.5, seed: int = 0) -> tuple[Program, float, Dependencies]:
@@ -70,17 +70,31 @@ def _consumed(node: fx.Node) -> list[tuple[str, int]]:
     if name in _READ or name == "burnish.conv_act":
         weight, dim = given["weight"], _READ.get(name, 0 if given.get("transposed") else 1)
         depthwise = given.get("groups", 1) > 1 and weight.meta["val"].shape[1] == 1
-        return [(str(weight.target), dim)] if weight.op == "get_attr" and not depthwise else []
+        return [] if depthwise else _origin(weight, dim)
     if name == "aten.einsum":
         left, _, result = given["equation"].replace(" ", "").partition("->")
         terms = zip(given["tensors"], left.split(","), strict=True)
-        return [
-            (str(each.target), dim)
-            for each, term in terms
-            for dim, letter in enumerate(term)
-            if each.op == "get_attr" and letter not in result
-        ]
+        summed = [(each, dim) for each, term in terms for dim, letter in enumerate(term) if letter not in result]
+        return [found for each, dim in summed for found in _origin(each, dim)]
     if name in _PRODUCTS:
         operands = [(given[each], dim) for each, dim in zip(_PRODUCTS[name], (-1, -2), strict=True)]
-        return [(str(each.target), dim % each.meta["val"].dim()) for each, dim in operands if each.op == "get_attr"]
+        return [found for each, dim in operands for found in _origin(each, dim % each.meta["val"].dim())]
     return []
+
+
+def _origin(value: fx.Node, dim: int) -> list[tuple[str, int]]:
+    """Return the constant that `value` is, or is a part of, and the dimension of it that `dim` is; [] where none is."""
+    while value.op == "call_function":
+        given, name = arguments(value), operator_name(value.target)
+        if name == "aten.select.int":
+            dim += dim >= given["dim"]
+        elif name == "aten.permute":
+            dim = given["dims"][dim]
+        elif name == "aten.index_select" and given["dim"] != dim:
+            pass
+        elif name == "aten.index.Tensor" and len(given["indices"]) == 1:
+            dim -= given["indices"][0].meta["val"].dim() - 1
+        else:
+            return []
+        value = value.args[0]
+    return [(str(value.target), dim)] if value.op == "get_attr" else []

@@ -17,7 +17,7 @@ _REDUCED = "it is reduced over"
 # PyTorch tags most of them; these it does not.
 @flow_rule(
     "aten.hardswish", "aten.log_sigmoid", "aten.where.ScalarOther", "aten.where.ScalarSelf", "aten.where.Scalar",
-    "aten.masked_fill.Tensor", "aten.copy", "aten.expand_as", "aten.fill.Scalar",
+    "aten.masked_fill.Tensor", "aten.copy", "aten.expand_as", "aten.fill.Scalar", "burnish.quick_gelu",
 )  # fmt: skip
 def elementwise(node: fx.Node, given: dict[str, Any], flow: Flow) -> Value:
     """Tensors that broadcast together."""

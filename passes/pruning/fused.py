@@ -15,6 +15,7 @@ from burnish.passes.pruning.units import Numbers
 __all__: list[str] = []
 
 _STAYS = "what it meets stays"
+_STATISTICS = "a norm's statistics are over it"
 
 
 @flow_rule("burnish.linear_act")
@@ -28,6 +29,21 @@ def convolution_and_sum(node: fx.Node, given: dict[str, Any], flow: Flow) -> Val
     """A convolution, transposed or not, and a residual that has its form."""
     rule = transposed_convolution if given["transposed"] else convolution
     return _with_residual(rule(node, given, flow), node, given, flow)
+
+
+@flow_rule("burnish.skip_layer_norm", "burnish.skip_rms_norm")
+def norm_of_sum(node: fx.Node, given: dict[str, Any], flow: Flow) -> Value:
+    """The norm of a sum, and the sum: without a feature the statistics of the others would change."""
+    for name in ("weight", "bias"):
+        if given.get(name) is not None:
+            flow.freeze(given[name], _STATISTICS)
+    added = [given[name] for name in ("input", "skip", "input_bias") if given[name] is not None]
+    for each in added:
+        flow.freeze(each, _STATISTICS, range(-min(len(given["normalized_shape"]), len(sizes_of(each))), 0))
+    found = flow.broadcast([(flow.layout(each), sizes_of(each)) for each in added], _STAYS)
+    rank = len(node.meta["val"][0].shape)
+    kept = found.without(range(rank - len(given["normalized_shape"]), rank))
+    return [kept, kept]
 
 
 @flow_rule("burnish.multi_head_attention")
@@ -81,6 +97,7 @@ def _attended(parts: list[Numbers | None], node: fx.Node, given: dict[str, Any],
             layout = Layout((Block((1,), np.repeat(by_head[:, 0], heads // count)),))
         operands.append((layout, (1, heads, 1, 1)))
     if mask is not None:
+        flow.freeze(mask, "attention runs over it", range(-min(2, len(sizes_of(mask))), 0))
         operands.append((flow.layout(mask), sizes_of(mask)))
     found = flow.broadcast(operands, "attention runs over it").block(1)
     size = sizes_of(node)[-1]

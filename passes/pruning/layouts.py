@@ -108,6 +108,8 @@ class Layout:
                 if len(block.dims) > 1:
                     units.tie_along(block.units, axis)
                 part = np.moveaxis(np.moveaxis(block.units, axis, 0)[index], 0, axis)
+                if part.shape[axis] == 1 and len(block.dims) == 1:
+                    units.freeze(part, "a part of one position cannot do without it")
                 found.append(Block(block.dims, part))
             else:
                 found.append(block)
@@ -141,8 +143,8 @@ def _viewed(
     found = block.units.transpose([block.dims.index(dim) for dim in (*sorted(set(old) & set(block.dims)), *outer)])
     rest = [before[dim] for dim in outer]
     narrow = [before[dim] if dim in block.dims else 1 for dim in old]
-    full = np.broadcast_to(found.reshape(*narrow, *rest), [*(before[dim] for dim in old), *rest])
-    moved = full.reshape(*(after[dim] for dim in new), *rest)
+    full = np.broadcast_to(found.reshape([*narrow, *rest]), [*(before[dim] for dim in old), *rest])
+    moved = full.reshape([*(after[dim] for dim in new), *rest])
     return Block((*new, *(same[dim] for dim in outer)), moved)
 
 

@@ -24,7 +24,7 @@ from burnish.compiler.rewriter import Rewriter
 from burnish.passes.pruning.groups import Group, groups_of
 from burnish.passes.pruning.importance import Importance, Scores, importance_of
 from burnish.passes.pruning.propagate import propagate
-from burnish.passes.pruning.shrink import shrink
+from burnish.passes.pruning.shrink import shrink, with_something_left
 
 __all__ = ["Prune"]
 
@@ -71,6 +71,7 @@ class Prune(Pass):
         kept = np.ones(dependencies.classes.count, np.bool_)
         for group, removed in zip(groups, self._removed(groups, scores), strict=True):
             kept[group.classes[removed]] = False
+        kept = with_something_left(dependencies, kept)
         if not kept.all():
             with rewriter.rewrite("prune"):
                 shrink(rewriter, dependencies, kept)

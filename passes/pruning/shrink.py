@@ -16,7 +16,7 @@ from burnish.passes.pruning.flow import sizes_of
 from burnish.passes.pruning.layouts import Layout
 from burnish.passes.pruning.propagate import Dependencies
 
-__all__ = ["shrink"]
+__all__ = ["shrink", "with_something_left"]
 
 Kept = np.ndarray[Any, np.dtype[np.bool_]]
 
@@ -30,6 +30,17 @@ def shrink(rewriter: Rewriter, dependencies: Dependencies, kept: Kept) -> None:
         kept: for every class whether it stays, [classes]; frozen ones do.
     """
     _Shrinking(rewriter, dependencies, kept[dependencies.classes.of]).run()
+
+
+def with_something_left(dependencies: Dependencies, kept: Kept) -> Kept:
+    """Return `kept` with as many classes more as it takes for no dimension of any value to become empty."""
+    kept, of = kept.copy(), dependencies.classes.of
+    for value in dependencies.layouts.values():
+        for layout in value if isinstance(value, list) else [value]:
+            for block in layout.blocks:
+                if block.units.size and not kept[of[block.units]].any():
+                    kept[of[block.units.flat[0]]] = True
+    return kept
 
 
 class _Shrinking:
@@ -106,7 +117,8 @@ def _slice(shrinking: _Shrinking, node: fx.Node, given: dict[str, Any]) -> dict[
 
 def _split(shrinking: _Shrinking, node: fx.Node, given: dict[str, Any]) -> dict[str, Any]:
     layouts, parts = shrinking.layouts[node], node.meta["val"]
-    assert isinstance(layouts, list)
+    if not isinstance(layouts, list):
+        return {}
     dim = given["dim"] % parts[0].dim()
     found = [shrinking.along(layout, dim) for layout in layouts]
     return {
