@@ -47,6 +47,7 @@ def _prune(model: nn.Module, inputs: Any, options: str = "") -> tuple[Program, P
     return program, records[-1], context
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", _NETWORKS)
 def test_networks(name: str) -> None:
     entry = _ZOO[name]
@@ -61,6 +62,7 @@ def test_networks(name: str) -> None:
     assert Program.parse(smaller.print(), smaller.constants).print() == smaller.print()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name", ["condition", "graph-convolution", "top-k-experts", "lstm", "tied-weights", "two-tower", "embedding-bag"]
 )
@@ -146,6 +148,7 @@ def test_heads_of_fused_attention(kind: str) -> None:
     assert smaller.parameter_count() < program.parameter_count()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["resnet", "mobilenet_v2", "vit", "bert", "gpt2", "llama"])
 def test_fused_networks(name: str) -> None:
     entry = _ZOO[name]

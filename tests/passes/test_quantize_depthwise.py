@@ -78,6 +78,7 @@ def test_the_integers_of_weights_stay() -> None:
         assert torch.equal(left, right)
 
 
+@pytest.mark.slow
 @given(st.sampled_from(list(_BETWEEN)), st.floats(0, 12), st.sampled_from(["ort", "openvino", "tensorrt"]))
 @settings(max_examples=10, deadline=None)
 def test_never_worse_than_without(between: str, spread: float, dialect: str) -> None:
