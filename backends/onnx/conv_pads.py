@@ -11,7 +11,7 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-__all__ = ["pads_into_convolutions"]
+__all__ = ["pads_into_convolutions", "remove_unused"]
 
 
 def pads_into_convolutions(graph: ir.Graph) -> None:
@@ -27,7 +27,7 @@ def pads_into_convolutions(graph: ir.Graph) -> None:
         node.attributes["pads"] = ir.AttrInt64s("pads", [own + each for own, each in zip(before, more, strict=True)])
         last = node.inputs[0]
         node.replace_input_with(0, pad.inputs[0])
-        _remove_unused(last)
+        remove_unused(last)
 
 
 def _pad_before(conv: ir.Node) -> ir.Node | None:
@@ -83,7 +83,7 @@ def _maker(value: ir.Value | None) -> ir.Node | None:
     return None if value is None else value.producer()
 
 
-def _remove_unused(value: ir.Value | None) -> None:
+def remove_unused(value: ir.Value | None) -> None:
     """Remove what makes `value` where nothing reads it, and what only that has read."""
     made = _maker(value)
     if made is None or made.graph is None or any(each.uses() or each.is_graph_output() for each in made.outputs):
@@ -91,4 +91,4 @@ def _remove_unused(value: ir.Value | None) -> None:
     sources = list(made.inputs)
     made.graph.remove(made, safe=True)
     for each in sources:
-        _remove_unused(each)
+        remove_unused(each)

@@ -5,7 +5,7 @@
   core/optimizer/qdq_transformer/selectors_actions/qdq_selectors.cc). DequantizeLinear runs on one thread: a large silu
   takes two integer kernels in less time (1.31, `python -m benchmarks.kernels --filter silu`).
 - openvino: what operators read; its graph compiler joins an activation and the quantization behind it with the layer.
-  Its kernel for whole attentions takes signed queries and keys (whisper-tiny's encoder: 0.8 of the time, 2026.4).
+  Its kernel for whole attentions multiplies queries and keys in integers where they are signed (2026.4).
   Pairs of what a roll gives, a Concat in the file, it would move before that, and not find again (2026.4).
 - tensorrt: int8 with zero point 0; what layers read, not what they give; of a sum only the shortcut; operands of Concat
   share a scale; layers with fewer than 16 features stay float (TensorRT documentation, "Working with quantized types").

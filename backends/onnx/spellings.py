@@ -18,6 +18,8 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
+from burnish.backends.onnx.conv_pads import remove_unused
+
 __all__ = ["keep_pads_before_pools", "keep_sums_before_norms", "tile_quantized_factors"]
 
 
@@ -59,9 +61,7 @@ def tile_quantized_factors(graph: ir.Graph) -> None:
             source, repeats = _dequantized(factor), _repeats(factor, other)
             if source is not None and repeats is not None and _dequantized(other) is not None:
                 node.replace_input_with(index, _tiled(node, source, repeats))
-                if not source.outputs[0].uses() and not source.outputs[0].is_graph_output():
-                    assert source.graph is not None
-                    source.graph.remove(source, safe=True)
+                remove_unused(source.outputs[0])
 
 
 def _dequantized(value: ir.Value | None) -> ir.Node | None:

@@ -20,7 +20,7 @@ from torch import fx
 from burnish.compiler.operators import Operator, arguments, find_operator
 from burnish.compiler.rewriter import Rewriter, rule
 from burnish.passes.canonical.batch_norms import Refusal
-from burnish.passes.canonical.types import same_shape, same_type, tensor_of
+from burnish.passes.canonical.types import repeated, same_shape, same_type, tensor_of
 from burnish.passes.canonical.weights import described, single_user
 from burnish.passes.fusion.matching import calls, erase_unused
 
@@ -152,10 +152,10 @@ def _as_fused(layer: fx.Node) -> tuple[str, tuple[Any, ...], dict[str, Any]]:
 
 
 def _geometry(layer: fx.Node, value: Any, rank: int) -> list[int]:
-    values = list(value) if isinstance(value, (list, tuple)) else [value]
+    values = repeated(value, rank)
     if any(type(each) is not int for each in values):
         raise Refusal(f"{described(layer)} has a geometry that depends on sizes")
-    return values * rank if len(values) == 1 else values
+    return values
 
 
 def _number(value: Any, absent: float = math.nan) -> float:

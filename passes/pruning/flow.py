@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -10,12 +9,12 @@ from typing import Any
 import torch
 from torch import fx
 
-from burnish.compiler.graphs import name_of
-from burnish.compiler.operators import Operator, find_operator, operator_name
+from burnish.compiler.operators import Operator, find_operator
+from burnish.passes.canonical.types import shape_of
 from burnish.passes.pruning.layouts import Block, Layout
 from burnish.passes.pruning.units import Numbers, Units
 
-__all__ = ["Flow", "Rule", "Value", "described", "flow_rule", "rule_of", "sizes_of"]
+__all__ = ["Flow", "Rule", "Value", "flow_rule", "rule_of", "sizes_of"]
 
 Value = Layout | list[Layout]
 """The layout of a value, or of each result of an operator with several."""
@@ -132,21 +131,14 @@ def flow_rule(*operators: str) -> Callable[[Rule], Rule]:
     return wrap
 
 
-@functools.cache
-def rule_of(target: Operator) -> Rule | None:
+def rule_of(target: Any) -> Rule | None:
     """Return the rule of an operator."""
     return _rules.get(target)
 
 
 def sizes_of(value: Any) -> tuple[int | torch.SymInt, ...]:
     """Return the shape of a tensor, or () for a number."""
-    found = value.meta.get("val") if isinstance(value, fx.Node) else None
-    return tuple(found.shape) if isinstance(found, torch.Tensor) else ()
-
-
-def described(node: fx.Node) -> str:
-    """Return a node as messages call it."""
-    return f"{operator_name(node.target)} %{name_of(node)}"
+    return shape_of(value) or ()
 
 
 def _is_one(size: int | torch.SymInt) -> bool:

@@ -8,14 +8,11 @@ import numpy as np
 from torch import fx
 
 from burnish.passes.pruning.flow import Flow, Value, flow_rule, sizes_of
-from burnish.passes.pruning.layers import convolution, linear, outputs, transposed_convolution
+from burnish.passes.pruning.layers import STATISTICS, STAYS, convolution, linear, outputs, transposed_convolution
 from burnish.passes.pruning.layouts import Block, Layout
 from burnish.passes.pruning.units import Numbers
 
 __all__: list[str] = []
-
-_STAYS = "what it meets stays"
-_STATISTICS = "a norm's statistics are over it"
 
 
 @flow_rule("burnish.linear_act")
@@ -36,11 +33,11 @@ def norm_of_sum(node: fx.Node, given: dict[str, Any], flow: Flow) -> Value:
     """The norm of a sum, and the sum: without a feature the statistics of the others would change."""
     for name in ("weight", "bias"):
         if given.get(name) is not None:
-            flow.freeze(given[name], _STATISTICS)
+            flow.freeze(given[name], STATISTICS)
     added = [given[name] for name in ("input", "skip", "input_bias") if given[name] is not None]
     for each in added:
-        flow.freeze(each, _STATISTICS, range(-min(len(given["normalized_shape"]), len(sizes_of(each))), 0))
-    found = flow.broadcast([(flow.layout(each), sizes_of(each)) for each in added], _STAYS)
+        flow.freeze(each, STATISTICS, range(-min(len(given["normalized_shape"]), len(sizes_of(each))), 0))
+    found = flow.broadcast([(flow.layout(each), sizes_of(each)) for each in added], STAYS)
     rank = len(node.meta["val"][0].shape)
     kept = found.without(range(rank - len(given["normalized_shape"]), rank))
     return [kept, kept]
@@ -55,7 +52,7 @@ def attention_over_tokens(node: fx.Node, given: dict[str, Any], flow: Flow) -> V
 @flow_rule("burnish.self_attention")
 def self_attention(node: fx.Node, given: dict[str, Any], flow: Flow) -> Value:
     """The same, of the three parts of one projection."""
-    flow.tie(flow.along(given["input"], -1), flow.along(given["weight"], 1), _STAYS)
+    flow.tie(flow.along(given["input"], -1), flow.along(given["weight"], 1), STAYS)
     rows, heads, kv_heads = outputs(given["weight"], 0, given["bias"], flow), given["heads"], given["kv_heads"]
     if rows is None:
         return _attended([None, None, None], node, given, flow)

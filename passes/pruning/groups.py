@@ -49,8 +49,7 @@ class Group:
 def groups_of(dependencies: Dependencies) -> list[Group]:
     """Return the groups of classes that can be removed, in the order of the constants."""
     classes = dependencies.classes
-    free = np.ones(classes.count, np.bool_)
-    free[np.fromiter(classes.frozen, np.int64, len(classes.frozen))] = False
+    free = ~classes.are_frozen
     # The dimensions that a class lies along, as the sum of a random number for each of them.
     generator = np.random.default_rng(0)
     keys = np.zeros(classes.count, np.uint64)
@@ -62,11 +61,13 @@ def groups_of(dependencies: Dependencies) -> list[Group]:
                 found.append((name, dim, of))
                 keys[np.unique(of)] += generator.integers(1, 2**63, dtype=np.uint64)
     usable = np.flatnonzero(free & (keys != 0))
-    _, group = np.unique(keys[usable], return_inverse=True)
+    if not len(usable):
+        return []
+    _, group, sizes = np.unique(keys[usable], return_inverse=True, return_counts=True)
     number = np.full(classes.count, -1, np.int64)
     number[usable] = group
     place = np.zeros(classes.count, np.int64)
-    by_group = [usable[group == each] for each in range(int(group.max(initial=-1)) + 1)]
+    by_group = np.split(usable[np.argsort(group, kind="stable")], np.cumsum(sizes)[:-1])
     for each in by_group:
         place[each] = np.arange(len(each))
     members: list[list[Member]] = [[] for _ in by_group]

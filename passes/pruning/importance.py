@@ -23,7 +23,7 @@ Importance = Literal["l1", "l2", "random"]
 Scores = npt.NDArray[np.float64]
 
 
-def importance_of(group: Group, constants: Mapping[str, torch.Tensor], kind: Importance, seed: int = 0) -> Scores:
+def importance_of(group: Group, constants: Mapping[str, torch.Tensor], kind: Importance, seed: int) -> Scores:
     """Return how much each class of a group matters, [count], 1 on average.
 
     Args:

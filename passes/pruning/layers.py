@@ -10,16 +10,17 @@ from burnish.passes.pruning.flow import Flow, Value, flow_rule, sizes_of
 from burnish.passes.pruning.layouts import Block, Layout
 from burnish.passes.pruning.units import Numbers
 
-__all__ = ["convolution", "linear", "outputs", "transposed_convolution"]
+__all__ = ["STATISTICS", "STAYS", "convolution", "linear", "outputs", "transposed_convolution"]
 
-_STAYS = "what it meets stays"
-_STATISTICS = "a norm's statistics are over it"
+STAYS = "what it meets stays"
+STATISTICS = "a norm's statistics are over it"
+"""Reasons why units stay."""
 
 
 @flow_rule("aten.linear")
 def linear(node: fx.Node, given: dict[str, Any], flow: Flow) -> Value:
     """Input [..., I] and weight [O, I] share I; weight and bias give O."""
-    flow.tie(flow.along(given["input"], -1), flow.along(given["weight"], 1), _STAYS)
+    flow.tie(flow.along(given["input"], -1), flow.along(given["weight"], 1), STAYS)
     last = len(sizes_of(given["input"])) - 1
     rest = flow.layout(given["input"]).without([last])
     if len(sizes_of(given["weight"])) != 2:
@@ -36,14 +37,14 @@ def convolution(node: fx.Node, given: dict[str, Any], flow: Flow) -> Value:
     read, taken = flow.along(value, channel), flow.along(weight, 1)
     made = outputs(weight, 0, given["bias"], flow)
     if groups == 1:
-        flow.tie(read, taken, _STAYS)
+        flow.tie(read, taken, STAYS)
     elif sizes_of(weight)[1] == 1:
         made = _by_group(read, made, groups, flow)
     else:
         # Every group keeps as many inputs and outputs: the places are the same in all of them.
         if read is not None:
             flow.units.tie_along(read.reshape(groups, -1), 0)
-        flow.tie(None if read is None else read.reshape(groups, -1)[0], taken, _STAYS)
+        flow.tie(None if read is None else read.reshape(groups, -1)[0], taken, STAYS)
         if made is not None:
             flow.units.tie_along(made.reshape(groups, -1), 0)
     return _with(_spatial(value, channel, flow), channel, made)
@@ -60,7 +61,7 @@ def transposed_convolution(node: fx.Node, given: dict[str, Any], flow: Flow) -> 
             if each is not None:
                 flow.units.freeze(each, "it is a grouped transposed convolution")
         return _spatial(value, channel, flow)
-    flow.tie(read, taken, _STAYS)
+    flow.tie(read, taken, STAYS)
     return _with(_spatial(value, channel, flow), channel, outputs(weight, 1, given["bias"], flow))
 
 
@@ -78,7 +79,7 @@ def batch_norm(node: fx.Node, given: dict[str, Any], flow: Flow) -> Value:
     layout = flow.layout(given["input"]).narrowed(1, flow.units)
     for name in ("weight", "bias", "running_mean", "running_var"):
         if given[name] is not None:
-            flow.tie(layout.along(1, flow.units), flow.along(given[name], 0), _STAYS)
+            flow.tie(layout.along(1, flow.units), flow.along(given[name], 0), STAYS)
     return layout
 
 
@@ -88,7 +89,7 @@ def prelu(node: fx.Node, given: dict[str, Any], flow: Flow) -> Value:
     layout = flow.layout(given["self"])
     if sizes_of(given["weight"]) != (1,):
         layout = layout.narrowed(1, flow.units)
-        flow.tie(layout.along(1, flow.units), flow.along(given["weight"], 0), _STAYS)
+        flow.tie(layout.along(1, flow.units), flow.along(given["weight"], 0), STAYS)
     return layout
 
 
@@ -99,10 +100,10 @@ def group_norm(node: fx.Node, given: dict[str, Any], flow: Flow) -> Value:
     channels = flow.along(value, 1)
     for name in ("weight", "bias"):
         if given[name] is not None:
-            flow.tie(channels, flow.along(given[name], 0), _STAYS)
+            flow.tie(channels, flow.along(given[name], 0), STAYS)
     if channels is not None:
         if groups == 1:
-            flow.units.freeze(channels, _STATISTICS)
+            flow.units.freeze(channels, STATISTICS)
         flow.units.tie_along(channels.reshape(groups, -1), 1)
     return flow.layout(value).narrowed(1, flow.units)
 
@@ -112,8 +113,8 @@ def norm_of_features(node: fx.Node, given: dict[str, Any], flow: Flow) -> Value:
     """Without a feature the statistics of the others would change."""
     for name in ("weight", "bias"):
         if given.get(name) is not None:
-            flow.freeze(given[name], _STATISTICS)
-    return flow.kept(given["input"], _STATISTICS, [-1 - index for index in range(len(given["normalized_shape"]))])
+            flow.freeze(given[name], STATISTICS)
+    return flow.kept(given["input"], STATISTICS, [-1 - index for index in range(len(given["normalized_shape"]))])
 
 
 def _channels(value: fx.Node, weight: fx.Node, flow: Flow) -> int:
@@ -127,7 +128,7 @@ def outputs(weight: fx.Node, dim: int, bias: fx.Node | None, flow: Flow) -> Numb
     """Return the units of what a weight gives, tied to its bias."""
     made = flow.along(weight, dim)
     if bias is not None:
-        flow.tie(made, flow.along(bias, 0), _STAYS)
+        flow.tie(made, flow.along(bias, 0), STAYS)
     return made
 
 
@@ -135,7 +136,7 @@ def _by_group(read: Numbers | None, made: Numbers | None, groups: int, flow: Flo
     """Tie the channels of a convolution with one input a group, whose groups can go one by one."""
     for each in (read, made):
         if each is not None and (read is None or made is None):
-            flow.units.freeze(each, _STAYS)
+            flow.units.freeze(each, STAYS)
     if read is None or made is None:
         return None
     flow.units.tie(made.reshape(groups, -1), read.reshape(groups, 1))

@@ -20,11 +20,12 @@ from torch import fx
 
 from burnish.compiler.operators import arguments, operator_name
 from burnish.compiler.program import Program
+from burnish.passes.canonical.weights import described
 from burnish.passes.pruning import einsum, fused, layers, products, views
 from burnish.passes.pruning.elementwise import elementwise
-from burnish.passes.pruning.flow import Flow, Value, described, rule_of
+from burnish.passes.pruning.flow import Flow, Value, rule_of
 from burnish.passes.pruning.layouts import Block, Layout
-from burnish.passes.pruning.units import Classes, Numbers
+from burnish.passes.pruning.units import Classes, Flags, Numbers
 
 __all__ = ["Dependencies", "propagate"]
 
@@ -108,11 +109,12 @@ def _separable(flow: Flow) -> Classes:
     Where nothing in the Program has said along which dimension such a block is cut, as between the two views of a
     channel shuffle, it is the one with most slices that can go.
     """
-    classes = flow.units.classes()
     while True:
-        added = False
+        classes, added = flow.units.classes(), False
+        stays = classes.are_frozen
         for block in _joint_blocks(flow):
-            axis = _cut(classes.of[block.units], classes.frozen)
+            found = classes.of[block.units]
+            axis = _cut(found, stays[found])
             if axis is not None:
                 for other in range(block.units.ndim):
                     if other != axis:
@@ -120,7 +122,6 @@ def _separable(flow: Flow) -> Classes:
                 added = True
         if not added:
             return classes
-        classes = flow.units.classes()
 
 
 def _joint_blocks(flow: Flow) -> Iterator[Block]:
@@ -133,10 +134,9 @@ def _joint_blocks(flow: Flow) -> Iterator[Block]:
                     yield block
 
 
-def _cut(classes: Numbers, frozen: dict[int, str]) -> int | None:
+def _cut(classes: Numbers, stays: Flags) -> int | None:
     """Return the axis along which slices should be tied; None where classes are slices along one already."""
     free: list[int] = []
-    stays = np.isin(classes, np.fromiter(frozen, np.int64, len(frozen)))
     if stays.all():
         return None
     for axis in range(classes.ndim):

@@ -25,6 +25,7 @@ from burnish.passes.pruning.groups import Group, groups_of
 from burnish.passes.pruning.importance import Importance, Scores, importance_of
 from burnish.passes.pruning.propagate import propagate
 from burnish.passes.pruning.shrink import shrink, with_something_left
+from burnish.passes.pruning.units import Numbers
 
 __all__ = ["Prune"]
 
@@ -67,7 +68,7 @@ class Prune(Pass):
         if not groups:
             context.notes.append("prune found nothing to remove")
             return
-        scores = [importance_of(each, program.constants, self.importance) for each in groups]
+        scores = [importance_of(each, program.constants, self.importance, context.seed) for each in groups]
         kept = np.ones(dependencies.classes.count, np.bool_)
         for group, removed in zip(groups, self._removed(groups, scores), strict=True):
             kept[group.classes[removed]] = False
@@ -89,7 +90,7 @@ class Prune(Pass):
             if not any(fnmatchcase(member.constant, pattern) for member in group.members for pattern in self.keep)
         ]
 
-    def _removed(self, groups: list[Group], scores: list[Scores]) -> list[np.ndarray[tuple[int], np.dtype[np.int64]]]:
+    def _removed(self, groups: list[Group], scores: list[Scores]) -> list[Numbers]:
         """Return the classes of each group to remove, the least important ones, by their places in the group."""
         if self.ranking == "local":
             counts = [int(len(group.classes) * self.ratio) for group in groups]

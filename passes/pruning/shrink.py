@@ -15,13 +15,12 @@ from burnish.compiler.rewriter import Rewriter
 from burnish.passes.pruning.flow import sizes_of
 from burnish.passes.pruning.layouts import Layout
 from burnish.passes.pruning.propagate import Dependencies
+from burnish.passes.pruning.units import Flags
 
 __all__ = ["shrink", "with_something_left"]
 
-Kept = np.ndarray[Any, np.dtype[np.bool_]]
 
-
-def shrink(rewriter: Rewriter, dependencies: Dependencies, kept: Kept) -> None:
+def shrink(rewriter: Rewriter, dependencies: Dependencies, kept: Flags) -> None:
     """Remove classes.
 
     Args:
@@ -32,7 +31,7 @@ def shrink(rewriter: Rewriter, dependencies: Dependencies, kept: Kept) -> None:
     _Shrinking(rewriter, dependencies, kept[dependencies.classes.of]).run()
 
 
-def with_something_left(dependencies: Dependencies, kept: Kept) -> Kept:
+def with_something_left(dependencies: Dependencies, kept: Flags) -> Flags:
     """Return `kept` with as many classes more as it takes for no dimension of any value to become empty."""
     kept, of = kept.copy(), dependencies.classes.of
     for value in dependencies.layouts.values():
@@ -44,7 +43,7 @@ def with_something_left(dependencies: Dependencies, kept: Kept) -> Kept:
 
 
 class _Shrinking:
-    def __init__(self, rewriter: Rewriter, dependencies: Dependencies, stays: Kept) -> None:
+    def __init__(self, rewriter: Rewriter, dependencies: Dependencies, stays: Flags) -> None:
         self.rewriter, self.layouts, self.stays = rewriter, dependencies.layouts, stays
         self.shapes = {node: sizes_of(node) for _, graph in rewriter.program.all_graphs() for node in graph.nodes}
         self.constants = {
@@ -69,14 +68,14 @@ class _Shrinking:
                     _set_arguments(self.rewriter, node, given)
                     changed.add(node)
 
-    def along(self, layout: Layout, dim: int) -> Kept | None:
+    def along(self, layout: Layout, dim: int) -> Flags | None:
         """Return which positions along a dimension stay, [size]; None where all do."""
         block = layout.block(dim)
         if block is None:
             return None
         axis = block.dims.index(dim)
         rows = np.moveaxis(self.stays[block.units], axis, 0).reshape(block.units.shape[axis], -1)
-        found: Kept = np.any(rows, axis=1)
+        found: Flags = np.any(rows, axis=1)
         return found
 
     def sizes(self, node: fx.Node) -> list[Any]:

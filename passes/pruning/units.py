@@ -7,7 +7,6 @@ stays, and with it its class.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -15,8 +14,9 @@ import numpy.typing as npt
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-__all__ = ["Classes", "Numbers", "Units"]
+__all__ = ["Classes", "Flags", "Numbers", "Units"]
 
+Flags = npt.NDArray[np.bool_]
 Numbers = npt.NDArray[np.int64]
 
 
@@ -33,6 +33,13 @@ class Classes:
     of: Numbers
     count: int
     frozen: dict[int, str]
+
+    @property
+    def are_frozen(self) -> Flags:
+        """For every class whether it stays, [classes]."""
+        found = np.zeros(self.count, np.bool_)
+        found[np.fromiter(self.frozen, np.int64, len(self.frozen))] = True
+        return found
 
 
 @dataclass(slots=True)
@@ -65,10 +72,9 @@ class Units:
         """Keep units; the first reason counts."""
         self._frozen.append((units.ravel(), reason))
 
-    def classes(self, more: Iterable[tuple[Numbers, Numbers]] = ()) -> Classes:
-        """Return the classes of what is tied so far, and by `more`."""
-        pairs = [*zip(self._left, self._right, strict=True), *((a.ravel(), b.ravel()) for a, b in more)]
-        left, right = (np.concatenate([np.zeros(0, np.int64), *(pair[side] for pair in pairs)]) for side in (0, 1))
+    def classes(self) -> Classes:
+        """Return the classes of what is tied so far."""
+        left, right = (np.concatenate([np.zeros(0, np.int64), *side]) for side in (self._left, self._right))
         edges = coo_array((np.ones(len(left), np.bool_), (left, right)), shape=(self.count, self.count))
         count, of = connected_components(edges, directed=False)
         of = of.astype(np.int64)

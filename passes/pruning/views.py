@@ -106,28 +106,13 @@ def sliced(node: fx.Node, given: dict[str, Any], flow: Flow) -> Value:
 @flow_rule("aten.select.int")
 def selected(node: fx.Node, given: dict[str, Any], flow: Flow) -> Value:
     """One position of a dimension, which goes."""
-    source = given["self"]
-    rank = len(sizes_of(source))
-    dim, index = given["dim"] % rank, given["index"]
-    block = flow.layout(source).block(dim)
-    if not isinstance(index, int) or (block is not None and len(block.dims) == 1):
-        layout = flow.kept(source, "a position of it is taken by number", [dim])
-    else:
-        layout = flow.layout(source).window(dim, np.array([index]), flow.units)
-    return _dropped(layout, dim, rank)
+    return _position(given["self"], given["dim"], given["index"], flow)
 
 
 @flow_rule("aten.unbind.int")
 def unbound(node: fx.Node, given: dict[str, Any], flow: Flow) -> Value:
     """Every position of a dimension, one by one."""
-    source = given["self"]
-    rank = len(sizes_of(source))
-    dim = given["dim"] % rank
-    block = flow.layout(source).block(dim)
-    parts = range(len(node.meta["val"]))
-    if block is not None and len(block.dims) == 1:
-        return [_dropped(flow.kept(source, "its positions are taken apart", [dim]), dim, rank) for _ in parts]
-    return [_dropped(flow.layout(source).window(dim, np.array([part]), flow.units), dim, rank) for part in parts]
+    return [_position(given["self"], given["dim"], index, flow) for index in range(len(node.meta["val"]))]
 
 
 @flow_rule("aten.split_with_sizes", "aten.split.Tensor", "aten.chunk")
@@ -156,7 +141,7 @@ def concatenated(node: fx.Node, given: dict[str, Any], flow: Flow) -> Value:
         known = [block for block in blocks if block is not None]
     else:
         layouts = [flow.layout(part) for part in parts]
-    others = _Parts([layout.without([dim]) for layout in layouts], flow).joined()
+    others = _side_by_side([layout.without([dim]) for layout in layouts], flow)
     if not known:
         return others
     dims = known[0].dims
@@ -189,49 +174,49 @@ def padded(node: fx.Node, given: dict[str, Any], flow: Flow) -> Value:
     return flow.kept(given["self"], "it is padded", dims)
 
 
-@flow_rule("aten.pixel_shuffle")
-def shuffled_to_space(node: fx.Node, given: dict[str, Any], flow: Flow) -> Value:
-    """Channels, r * r in a row, become one, r times as high and wide."""
+@flow_rule("aten.pixel_shuffle", "aten.pixel_unshuffle")
+def shuffled(node: fx.Node, given: dict[str, Any], flow: Flow) -> Value:
+    """Channels, r * r in a row, become one, r times as high and wide; or the reverse."""
     layout, dim = flow.layout(given["self"]), len(sizes_of(node)) - 3
     channels = layout.along(dim, flow.units)
     rest = layout.without([dim, dim + 1, dim + 2])
     if channels is None:
         return rest
-    grouped = channels.reshape(-1, given["upscale_factor"] ** 2)
-    flow.units.tie_along(grouped, 1)
-    return Layout.of((*rest.blocks, Block((dim,), grouped[:, 0])))
+    if "upscale_factor" in given:
+        grouped = channels.reshape(-1, given["upscale_factor"] ** 2)
+        flow.units.tie_along(grouped, 1)
+        channels = grouped[:, 0]
+    else:
+        channels = np.repeat(channels, given["downscale_factor"] ** 2)
+    return Layout.of((*rest.blocks, Block((dim,), channels)))
 
 
-@flow_rule("aten.pixel_unshuffle")
-def shuffled_to_depth(node: fx.Node, given: dict[str, Any], flow: Flow) -> Value:
-    """The reverse."""
-    layout, dim = flow.layout(given["self"]), len(sizes_of(node)) - 3
-    channels = layout.along(dim, flow.units)
-    rest = layout.without([dim, dim + 1, dim + 2])
-    if channels is None:
-        return rest
-    return Layout.of((*rest.blocks, Block((dim,), np.repeat(channels, given["downscale_factor"] ** 2))))
+def _side_by_side(layouts: list[Layout], flow: Flow) -> Layout:
+    """Tie what is put side by side, as in a sum; return the layout of all but that dimension."""
+    first, *others = layouts
+    for other in others:
+        for block in {id(each): each for layout in (first, other) for each in layout.blocks}.values():
+            mine, theirs = first.block(block.dims[0]), other.block(block.dims[0])
+            if mine is not None and theirs is not None and mine.dims == theirs.dims:
+                flow.units.tie(mine.units, theirs.units)
+            else:
+                for each in (mine, theirs):
+                    if each is not None:
+                        flow.units.freeze(each.units, "it stands beside something that keeps its size")
+                first = first.without(block.dims)
+    return first
 
 
-class _Parts:
-    """Tensors that are put side by side: in the other dimensions they are tied as in a sum."""
-
-    def __init__(self, layouts: list[Layout], flow: Flow) -> None:
-        self.layouts, self.flow = layouts, flow
-
-    def joined(self) -> Layout:
-        first, *others = self.layouts
-        for other in others:
-            for block in {id(b): b for layout in (first, other) for b in layout.blocks}.values():
-                mine, theirs = first.block(block.dims[0]), other.block(block.dims[0])
-                if mine is not None and theirs is not None and mine.dims == theirs.dims:
-                    self.flow.units.tie(mine.units, theirs.units)
-                else:
-                    for each in (mine, theirs):
-                        if each is not None:
-                            self.flow.units.freeze(each.units, "it stands beside something that keeps its size")
-                    first = first.without(block.dims)
-        return first
+def _position(source: fx.Node, dim: int, index: Any, flow: Flow) -> Layout:
+    """Return the layout of one position along `dim`."""
+    rank = len(sizes_of(source))
+    dim %= rank
+    block = flow.layout(source).block(dim)
+    if not isinstance(index, int) or (block is not None and len(block.dims) == 1):
+        layout = flow.kept(source, "a position of it is taken by number", [dim])
+    else:
+        layout = flow.layout(source).window(dim, np.array([index]), flow.units)
+    return _dropped(layout, dim, rank)
 
 
 def _dropped(layout: Layout, dim: int, rank: int) -> Layout:

@@ -4,14 +4,12 @@
    in others only layers with constant weights are, convolutions where they count: there the rest is a small part of
    the time, and loses most accuracy.
 2. Fused layers are taken apart where pairs have to stand between their parts (see `apart`).
-3. Weights become int8, with a scale for every output (or one for all).
-4. Biases become int32 where the layer's result is quantized too.
-5. Biases take up what rounding the weights adds on average (see `bias_correction`).
-6. A value that is always zero over the data stays float, and with it what reads it.
+3. Weights become int8, and biases int32 or corrected (see `layer_writer`).
+4. A value that is always zero over the data stays float, and with it what reads it.
 
 Where pairs stand is `context.target.integers`' business (see `plan`). Not handled: transposed convolutions, recurrent
-layers, products of two activations (attention), other dtypes than float32, weights that are computed or updated by a
-run.
+layers, products of two activations (but for queries and keys where the target takes them), other dtypes than float32,
+weights that are computed or updated by a run.
 """
 
 from __future__ import annotations
@@ -36,22 +34,20 @@ from burnish.compiler.program import Program
 from burnish.compiler.progress import working
 from burnish.compiler.rewriter import Rewriter
 from burnish.passes.canonical.batch_norms import Refusal
-from burnish.passes.fusion.matching import only_user
 from burnish.passes.quantization.apart import layer_apart, projection_apart, silu_apart
-from burnish.passes.quantization.bias_correction import ChannelMean, bias_holder, corrected_bias
+from burnish.passes.quantization.bias_correction import ChannelMean
 from burnish.passes.quantization.calibration import calibration_inputs
 from burnish.passes.quantization.depthwise import widen_depthwise_inputs
 from burnish.passes.quantization.equalize import equalize
 from burnish.passes.quantization.histograms import Histogram
 from burnish.passes.quantization.keeping import Keeping, checked_weight
 from burnish.passes.quantization.kinds import LAYERS, hides_pairs, kind_of
+from burnish.passes.quantization.layer_writer import LayerWriter
 from burnish.passes.quantization.makers import channel_dim, layer_of
-from burnish.passes.quantization.pairs import dequantized_constant, quantized
+from burnish.passes.quantization.pairs import quantized
 from burnish.passes.quantization.plan import Plan, limited, source_of
 from burnish.passes.quantization.ranges import Observer, Parameters, covered, parameters
-from burnish.passes.quantization.rescaling import set_argument
 from burnish.passes.quantization.smooth_quant import ALPHA, smooth
-from burnish.passes.quantization.weights import quantized_rows, row_scales
 
 __all__ = ["Quantize"]
 
@@ -75,12 +71,9 @@ _FLOAT = {
     "aten.matmul": _ACTIVATIONS,
     "aten.bmm": _ACTIVATIONS,
     "aten.scaled_dot_product_attention": _ACTIVATIONS,
-    "burnish.multi_head_attention": _ACTIVATIONS,
 }
 # Between floats a product of matrices with fewer inputs or outputs is too small to pay.
 _SMALLEST = 16
-_LARGEST_BIAS = 2.0**30
-_SMALLEST_STEP = 2.0**-120
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,7 +135,6 @@ class _Quantizer:
         self.context = context
         self.rules = rules
         self.keeping = Keeping(options.name, options.keep)
-        self.weights: dict[tuple[fx.Node, tuple[float, ...]], tuple[fx.Node, torch.Tensor]] = {}
         # By dimension of the channels: a convolution and a linear layer may read one value.
         self.means: dict[fx.Node, dict[int, ChannelMean]] = {}
         fast = options.preset == "fast"
@@ -184,7 +176,7 @@ class _Quantizer:
         """Return the layers to quantize, taken apart."""
         rewriter, found = self.rewriter, set()
         for name, reason in _FLOAT.items():
-            for node in [] if name == "burnish.multi_head_attention" and self.rules.attention else rewriter.nodes(name):
+            for node in rewriter.nodes(name):
                 rewriter.skip(node, reason)
         for node in rewriter.nodes(*_CANDIDATES):
             given = arguments(node)
@@ -218,14 +210,15 @@ class _Quantizer:
     def _attention(self) -> set[fx.Node]:
         """Return the attentions whose queries and keys are to be quantized."""
         found = set()
-        for node in self.rewriter.nodes("burnish.multi_head_attention") if self.rules.attention else []:
+        for node in self.rewriter.nodes("burnish.multi_head_attention"):
             try:
                 self.keeping.check(node)
+                if not self.rules.attention or kind_of(node) is None:
+                    raise Refusal(_ACTIVATIONS)
             except Refusal as refusal:
                 self.rewriter.skip(node, str(refusal))
             else:
-                if kind_of(node) is not None:
-                    found.add(node)
+                found.add(node)
         return found
 
     def _never(self, layers: set[fx.Node]) -> set[fx.Node]:
@@ -293,9 +286,11 @@ class _Quantizer:
 
     def _write(self, plan: Plan, chosen: dict[fx.Node, Parameters]) -> None:
         rewriter = self.rewriter
-        for node in plan.operators:
+        per_channel = self.options.granularity == "channel"
+        writer = LayerWriter(rewriter, self.options.bits, per_channel, self.rules.results, self.means)
+        for node, (source, *_) in plan.operators.items():
             if kind_of(node) in ("convolution", "linear"):
-                self._layer(node, plan, chosen)
+                writer.write(node, chosen[source].scale, limited(node) in plan.whole)
         for value, readers in plan.readers.items():
             users = list(value.users) if value in plan.whole else list(readers)
             new = quantized(rewriter, value, chosen[value])
@@ -319,68 +314,6 @@ class _Quantizer:
                 for reader in readers:
                     self.rewriter.redirect(reader, user, new)
                 waiting.append(new)
-
-    def _layer(self, node: fx.Node, plan: Plan, chosen: dict[fx.Node, Parameters]) -> None:
-        """Quantize weight and bias."""
-        rewriter, options, given = self.rewriter, self.options, arguments(node)
-        weight = given["weight"]
-        source, *_ = plan.operators[node]
-        holder, slot = bias_holder(node)
-        held, bias = rewriter.constant(weight), arguments(holder)[slot]
-        added = rewriter.constant(bias)
-        assert held is not None
-        scales = row_scales(held, options.bits, options.granularity == "channel")
-        # Integer kernels of convolutions and of products of two matrices add the bias to the sums; others give floats.
-        # A product of matrices that gives floats to an activation would be joined with that, in floats.
-        user = only_user(node)
-        joined = user is not None and kind_of(user) in ("limit", "activation", "sigmoid", "leaky-relu")
-        joined |= given.get("activation", "none") != "none"
-        matrix = self.rules.results and given["input"].meta["val"].dim() == 2 and not joined
-        inside = holder is node and (matrix or limited(node) in plan.whole)
-        if added is not None and holder is node:
-            scales = _wide_enough(scales, added, chosen[source].scale)
-        key = (weight, tuple(scales.tolist()))
-        if key not in self.weights:
-            integers = quantized_rows(held, scales, options.bits)
-            self.weights[key] = (
-                dequantized_constant(rewriter, node, name_of(weight), weight, integers, scales),
-                integers,
-            )
-        dequantized, integers = self.weights[key]
-        layer, seen = layer_of(node), self.means.get(given["input"], {})
-        mean = seen[channel_dim(layer)].value if layer is not None and seen else None
-        corrects = layer is not None and mean is not None and (bias is None or added is not None)
-        if layer is not None and mean is not None and corrects:
-            steps = scales.double().reshape(-1, *[1] * (held.dim() - 1))
-            added = corrected_bias(layer, integers.double() * steps - held, mean, added)
-        rewriter.redirect(node, weight, dequantized)
-        if added is not None and (corrects or inside):
-            self._bias(holder, slot, added, scales * chosen[source].scale if inside else None)
-        for each in (weight, bias):
-            if isinstance(each, fx.Node) and not each.users:
-                rewriter.erase(each)
-
-    def _bias(self, holder: fx.Node, slot: str, value: torch.Tensor, steps: torch.Tensor | None) -> None:
-        """Give `holder` a bias, in int32 where there are `steps`, [O]."""
-        rewriter, old = self.rewriter, arguments(holder)[slot]
-        name, origin = (f"{name_of(holder)}.{slot}", holder) if old is None else (name_of(old), old)
-        if steps is None:
-            new = rewriter.set_constant(holder.graph, name, value, [origin])
-        else:
-            sums = (value.double() / steps.double()).round().to(torch.int32)
-            new = dequantized_constant(rewriter, holder, name, origin, sums, steps)
-        set_argument(rewriter, holder, slot, new)
-
-
-def _wide_enough(scales: torch.Tensor, bias: torch.Tensor, step: float) -> torch.Tensor:
-    """Return the scales of a weight such that its bias fits into int32, in steps that float32 has.
-
-    A bias that stays float has to fit too: ONNX Runtime quantizes the constant ones, and clips what does not fit.
-
-    Where that changes one, the largest sum of the row is far below what the bias keeps of its own digits.
-    """
-    least = (bias.double().abs() / (step * _LARGEST_BIAS)).clamp(min=_SMALLEST_STEP / step)
-    return torch.maximum(scales, least.float())
 
 
 def _shares(program: Program) -> dict[fx.Node, float]:

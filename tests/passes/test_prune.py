@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import numpy as np
@@ -258,10 +259,19 @@ def test_files_of_it(backend: str, suffix: str, tmp_path: Any) -> None:
         assert torch.allclose(loaded(x), compiled.program(x), atol=1e-5)
 
 
-def test_it_is_linear_in_layers() -> None:
-    layers = [nn.Sequential(nn.Linear(64, 64), nn.ReLU()) for _ in range(1000)]
-    program = _canonical(nn.Sequential(*layers, nn.Linear(64, 2)), (torch.randn(1, 64),))
-    assert len(groups_of(propagate(program))) == 1000
+def test_grouping_is_linear_in_layers() -> None:
+    def seconds(count: int) -> float:
+        lines = [f"  %v{index + 1} = aten.linear(%v{index}, @w{index})" for index in range(count)]
+        constants = [f"constant @w{index}: f32[16, 16]" for index in range(count)]
+        head = ["# burnish 1", *constants, "graph main(%v0: f32[B, 16]) {"]
+        program = Program.parse("\n".join([*head, *lines, f"  return %v{count}", "}", ""]))
+        start = time.process_time()
+        assert len(groups_of(propagate(program))) == count - 1
+        return time.process_time() - start
+
+    small, large = (min(seconds(count) for _ in range(3)) for count in (250, 2_000))
+    # Eight times the layers; what looks at all groups for each would take 64 times as long.
+    assert large < 24 * small
 
 
 @pytest.mark.parametrize(
