@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -26,15 +26,17 @@ class Target:
         dtypes: element types that it computes in.
         device: where it runs.
         integers: how quantized arithmetic must be written for it.
+        alignment: widths of layers that are multiples of this are fastest.
     """
 
     name: str = "eager"
     dtypes: frozenset[torch.dtype] = frozenset({torch.float32, torch.float64, torch.float16, torch.bfloat16})
     device: str = "cpu"
     integers: IntegerRules = field(default_factory=IntegerRules)
+    alignment: int = 1
 
 
-def _no_measure(program: Program) -> float:
+def _no_measure(programs: Sequence[Program]) -> list[float]:
     raise BackendError("this pipeline runs without a backend, so nothing can be measured: use burnish.compile")
 
 
@@ -46,7 +48,9 @@ class Context:
         target: a plain description that the backend declares.
         calibration: inputs, or (inputs, targets) pairs, for the passes that need data; may be None.
         seed: everything random in a pass derives from it.
-        measure: seconds per call of a Program on its samples, on the chosen backend.
+        measure: seconds per call of Programs on their samples, on the chosen backend behind its own passes, taking
+            turns.
+        reference: the Program that the pipeline started from.
         progress: show progress on a terminal for work above two seconds.
         notes: a pass adds what the user should know; the report shows them.
     """
@@ -54,6 +58,7 @@ class Context:
     target: Target = field(default_factory=Target)
     calibration: Iterable[Any] | None = None
     seed: int = 0
-    measure: Callable[[Program], float] = _no_measure
+    measure: Callable[[Sequence[Program]], list[float]] = _no_measure
+    reference: Program | None = None
     progress: bool = True
     notes: list[str] = field(default_factory=list)

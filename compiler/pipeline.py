@@ -233,6 +233,7 @@ def run_pipeline(
     labels = pipeline.labels()
     if stop_after is not None and stop_after not in labels:
         raise PipelineError(f"the pipeline has no pass {stop_after!r}: its passes are {', '.join(labels)}")
+    context.reference = program
     runner = _Runner(pipeline, context, verify, observer, limit)
     for position, (label, each) in enumerate(zip(labels, pipeline.passes, strict=True)):
         program = runner.step(program, each, label, position)

@@ -28,11 +28,11 @@ _PRODUCTS = {
 }  # fmt: skip
 
 
-def chosen(dependencies: Dependencies, ratio: float, seed: int) -> np.ndarray:
+def chosen(program: Program, dependencies: Dependencies, ratio: float, seed: int) -> np.ndarray:
     """Return which classes stay when `ratio` of every group is removed at random, [classes]."""
     generator = np.random.default_rng(seed)
     kept = np.ones(dependencies.classes.count, np.bool_)
-    for group in groups_of(dependencies):
+    for group in groups_of(program, dependencies):
         count = min(round(len(group.classes) * ratio), len(group.classes) - 1)
         kept[generator.choice(group.classes, count, replace=False)] = False
     return with_something_left(dependencies, kept)
@@ -42,7 +42,7 @@ def pruned(program: Program, ratio: float = 0.5, seed: int = 0) -> tuple[Program
     """Return a smaller Program, how far its results are from the oracle's, and what was found."""
     smaller = program.copy()
     dependencies = propagate(smaller)
-    kept = chosen(dependencies, ratio, seed)
+    kept = chosen(program, dependencies, ratio, seed)
     oracle = with_zeros(program, dependencies, kept)
     shrink(Rewriter(smaller, "prune"), dependencies, kept)
     args, kwargs = program.sample_arguments()

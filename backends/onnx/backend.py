@@ -30,6 +30,10 @@ if TYPE_CHECKING:
 __all__ = ["OnnxBackend"]
 
 
+# Channels of a block of ONNX Runtime's and OpenVINO's convolutions, and floats of a vector register.
+_ALIGNMENT = 16
+
+
 class OnnxBackend:
     """Lowers Programs to ONNX. Options: see `settings.Settings`."""
 
@@ -43,7 +47,12 @@ class OnnxBackend:
             OptionError: an option is unknown or has an unusable value.
         """
         floating = frozenset(dtype for dtype in DTYPES.values() if dtype.is_floating_point)
-        return Target(name=self.name, dtypes=floating, integers=INTEGER_RULES[Settings.parse(options).dialect])
+        return Target(
+            name=self.name,
+            dtypes=floating,
+            integers=INTEGER_RULES[Settings.parse(options).dialect],
+            alignment=_ALIGNMENT,
+        )
 
     def default_passes(self, options: Mapping[str, Any]) -> Pipeline:
         """Return the passes that pay on ONNX Runtime.

@@ -35,6 +35,8 @@ from burnish.compiler.provenance import provenance_of
 __all__ = ["TorchScriptBackend"]
 
 _OPTIONS: dict[str, Any] = {}
+# Floats of a vector register, and channels of a block of oneDNN.
+_ALIGNMENT = 16
 # Kernels of averages keep the scale of their operand, which is too wide for what they give: these stay float.
 _INTEGERS = IntegerRules(
     operators=frozenset({"add", "concat", "leaky-relu", "mul", "sigmoid"}),
@@ -52,7 +54,7 @@ class TorchScriptBackend:
 
     def target(self, options: Mapping[str, Any]) -> Target:
         """Return what passes may know of where the Program will run."""
-        return Target(name=self.name, integers=_INTEGERS)
+        return Target(name=self.name, integers=_INTEGERS, alignment=_ALIGNMENT)
 
     def default_passes(self, options: Mapping[str, Any]) -> Pipeline:
         """Return the pipeline that `compile(passes=None)` runs."""

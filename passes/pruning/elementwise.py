@@ -6,12 +6,14 @@ from typing import Any
 
 from torch import fx
 
+from burnish.compiler.operators import operator_name
 from burnish.passes.pruning.flow import Flow, Value, flow_rule, sizes_of
 from burnish.passes.pruning.layouts import Layout
 
 __all__ = ["elementwise"]
 
 _REDUCED = "it is reduced over"
+_STATISTICS = ("aten.mean", "aten.var")
 
 
 # PyTorch tags most of them; these it does not.
@@ -53,6 +55,11 @@ def reduced(node: fx.Node, given: dict[str, Any], flow: Flow) -> Value:
     source, dims = given["self"], given["dim"]
     rank = len(sizes_of(source))
     gone = {dim % rank for dim in ([dims] if isinstance(dims, int) else dims or range(rank))}
+    units = flow.along(source, -1) if flow.cuts_features and gone == {rank - 1} and given["keepdim"] else None
+    if units is not None and operator_name(node.target).startswith(_STATISTICS):
+        # A norm that is written out: its statistics are those of the features that stay.
+        flow.features.append(units)
+        return flow.layout(source).without(gone)
     layout = flow.kept(source, _REDUCED, sorted(gone))
     if given["keepdim"]:
         return layout

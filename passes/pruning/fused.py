@@ -8,7 +8,7 @@ import numpy as np
 from torch import fx
 
 from burnish.passes.pruning.flow import Flow, Value, flow_rule, sizes_of
-from burnish.passes.pruning.layers import STATISTICS, STAYS, convolution, linear, outputs, transposed_convolution
+from burnish.passes.pruning.layers import STAYS, convolution, linear, normed, outputs, transposed_convolution
 from burnish.passes.pruning.layouts import Block, Layout
 from burnish.passes.pruning.units import Numbers
 
@@ -30,17 +30,26 @@ def convolution_and_sum(node: fx.Node, given: dict[str, Any], flow: Flow) -> Val
 
 @flow_rule("burnish.skip_layer_norm", "burnish.skip_rms_norm")
 def norm_of_sum(node: fx.Node, given: dict[str, Any], flow: Flow) -> Value:
-    """The norm of a sum, and the sum: without a feature the statistics of the others would change."""
-    for name in ("weight", "bias"):
-        if given.get(name) is not None:
-            flow.freeze(given[name], STATISTICS)
+    """The norm of a sum, and the sum."""
     added = [given[name] for name in ("input", "skip", "input_bias") if given[name] is not None]
-    for each in added:
-        flow.freeze(each, STATISTICS, range(-min(len(given["normalized_shape"]), len(sizes_of(each))), 0))
     found = flow.broadcast([(flow.layout(each), sizes_of(each)) for each in added], STAYS)
-    rank = len(node.meta["val"][0].shape)
-    kept = found.without(range(rank - len(given["normalized_shape"]), rank))
+    kept = normed(found, node, given, flow)
     return [kept, kept]
+
+
+@flow_rule("burnish.embedding_layer_norm")
+def norm_of_embeddings(node: fx.Node, given: dict[str, Any], flow: Flow) -> Value:
+    """The norm of a sum of rows of tables."""
+    last = len(sizes_of(node)) - 1
+    for table in given["tables"]:
+        flow.freeze(table, "any row may be asked for", [0])
+    for each in given["ids"]:
+        flow.freeze(each, "it is an index")
+    rows = [flow.along(table, 1) for table in given["tables"]]
+    operands = [(Layout.of([Block((last,), each)] if each is not None else []), sizes_of(node)) for each in rows]
+    if given["added"] is not None:
+        operands.append((flow.layout(given["added"]), sizes_of(given["added"])))
+    return normed(flow.broadcast(operands, STAYS), node, given, flow)
 
 
 @flow_rule("burnish.multi_head_attention")
@@ -94,9 +103,12 @@ def _attended(parts: list[Numbers | None], node: fx.Node, given: dict[str, Any],
             layout = Layout((Block((1,), np.repeat(by_head[:, 0], heads // count)),))
         operands.append((layout, (1, heads, 1, 1)))
     if mask is not None:
-        flow.freeze(mask, "attention runs over it", range(-min(2, len(sizes_of(mask))), 0))
+        rank = len(sizes_of(mask))
+        flow.freeze(mask, "attention runs over it", [dim for dim in range(-rank, 0) if dim != -3])
         operands.append((flow.layout(mask), sizes_of(mask)))
     found = flow.broadcast(operands, "attention runs over it").block(1)
+    if found is not None:
+        flow.heads.append(found.units)
     size = sizes_of(node)[-1]
     assert isinstance(size, int), "heads have a known size"
     return Layout() if found is None else Layout.of([Block((2,), np.repeat(found.units, size // heads))])

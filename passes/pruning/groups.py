@@ -7,13 +7,21 @@ inputs of the next layers, a residual stream. So are the heads of an attention a
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 
+from burnish.compiler.constant_uses import Use, is_parameter, uses_of
+from burnish.compiler.graphs import name_of
+from burnish.compiler.program import Program
+from burnish.compiler.provenance import provenance_of
 from burnish.passes.pruning.propagate import Dependencies
-from burnish.passes.pruning.units import Numbers
+from burnish.passes.pruning.units import Classes, Flags, Numbers
 
-__all__ = ["Group", "Member", "groups_of"]
+__all__ = ["Group", "Kind", "Member", "groups_of"]
+
+Kind = Literal["channels", "heads", "neurons", "features"]
+"""Of convolutions, of attention, of other layers, and of a stream that norms of features read."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,11 +32,15 @@ class Member:
         constant: its name.
         dim: the dimension.
         place: for every position along it, which class of the group it belongs to; -1: to another group. [size]
+        uses: who reads the constant.
+        is_weight: it is a weight of two dimensions or more, not a bias or a number for each channel.
     """
 
     constant: str
     dim: int
     place: Numbers
+    uses: tuple[Use, ...]
+    is_weight: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,14 +51,33 @@ class Group:
         classes: by their numbers, [count].
         members: where they lie.
         width: how many positions a class has along one dimension, at the least: 64 for a head of 64 features.
+        kind: what they are.
     """
 
     classes: Numbers
     members: tuple[Member, ...]
     width: int
+    kind: Kind
+
+    @property
+    def names(self) -> frozenset[str]:
+        """What patterns of options match: its constants, the nodes that read them, and their modules."""
+        nodes = {use.node for member in self.members for use in member.uses}
+        modules = {origin.module for node in nodes if (found := provenance_of(node)) for origin in found.origins}
+        constants = {member.constant for member in self.members}
+        return frozenset(constants | {name_of(node) for node in nodes} | modules)
+
+    @property
+    def structure(self) -> tuple[object, ...]:
+        """What groups have in common that are cut alike: kind, and the operators, arguments and dimensions.
+
+        Isomorphic groups: Fang et al., Isomorphic Pruning for Vision Models (ECCV 2024).
+        """
+        parts = {(use.operator, use.slot, member.dim) for member in self.members for use in member.uses}
+        return (self.kind, *sorted(parts))
 
 
-def groups_of(dependencies: Dependencies) -> list[Group]:
+def groups_of(program: Program, dependencies: Dependencies) -> list[Group]:
     """Return the groups of classes that can be removed, in the order of the constants."""
     classes = dependencies.classes
     free = ~classes.are_frozen
@@ -72,13 +103,34 @@ def groups_of(dependencies: Dependencies) -> list[Group]:
         place[each] = np.arange(len(each))
     members: list[list[Member]] = [[] for _ in by_group]
     widths = [1 << 62] * len(by_group)
+    uses = {name: tuple(used) for name, used in uses_of(program).items()}
     for name, dim, of in found:
+        used = uses.get(name, ())
+        is_weight = program.constants[name].dim() > 1 and is_parameter(list(used))
         for index in np.unique(number[of]).tolist():
             if index >= 0:
                 mine = number[of] == index
-                members[index].append(Member(name, dim, np.where(mine, place[of], -1)))
+                members[index].append(Member(name, dim, np.where(mine, place[of], -1), used, is_weight))
                 widths[index] = min(widths[index], int(np.bincount(place[of][mine]).min()))
     made = zip(by_group, members, widths, strict=True)
-    return sorted(
-        (Group(numbers, tuple(lying), width) for numbers, lying, width in made), key=lambda each: int(each.classes[0])
-    )
+    heads, features = (_flags(each, classes) for each in (dependencies.heads, dependencies.features))
+    groups = [
+        Group(numbers, tuple(lying), width, _kind(numbers, lying, heads, features)) for numbers, lying, width in made
+    ]
+    return sorted(groups, key=lambda each: int(each.classes[0]))
+
+
+def _flags(units: list[Numbers], classes: Classes) -> Flags:
+    """Return for every class whether some of these units are in it, [classes]."""
+    found = np.zeros(classes.count, np.bool_)
+    for each in units:
+        found[classes.of[each]] = True
+    return found
+
+
+def _kind(classes: Numbers, members: list[Member], heads: Flags, features: Flags) -> Kind:
+    if features[classes].any():
+        return "features"
+    if heads[classes].any():
+        return "heads"
+    return "channels" if any("conv" in use.operator for each in members for use in each.uses) else "neurons"

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import fx
 
 from burnish.passes.pruning.flow import Flow, Value, flow_rule, sizes_of
 from burnish.passes.pruning.layouts import Block, Layout
 from burnish.passes.pruning.units import Numbers
 
-__all__ = ["STATISTICS", "STAYS", "convolution", "linear", "outputs", "transposed_convolution"]
+__all__ = ["STATISTICS", "STAYS", "convolution", "linear", "normed", "outputs", "transposed_convolution"]
 
 STAYS = "what it meets stays"
 STATISTICS = "a norm's statistics are over it"
@@ -111,10 +112,24 @@ def group_norm(node: fx.Node, given: dict[str, Any], flow: Flow) -> Value:
 @flow_rule("aten.layer_norm", "aten.rms_norm")
 def norm_of_features(node: fx.Node, given: dict[str, Any], flow: Flow) -> Value:
     """Without a feature the statistics of the others would change."""
-    for name in ("weight", "bias"):
-        if given.get(name) is not None:
-            flow.freeze(given[name], STATISTICS)
-    return flow.kept(given["input"], STATISTICS, [-1 - index for index in range(len(given["normalized_shape"]))])
+    return normed(flow.layout(given["input"]), node, given, flow)
+
+
+def normed(layout: Layout, node: fx.Node, given: dict[str, Any], flow: Flow) -> Layout:
+    """Freeze the features of what a norm reads, or tie them to its parameters; return the layout of the result."""
+    parameters = [given[name] for name in ("weight", "bias") if given.get(name) is not None]
+    result = node.meta["val"]
+    rank, count = len((result if isinstance(result, torch.Tensor) else result[0]).shape), len(given["normalized_shape"])
+    units = layout.along(rank - 1, flow.units) if flow.cuts_features and count == 1 else None
+    if units is None:
+        for each in parameters:
+            flow.freeze(each, STATISTICS)
+        layout.freeze(flow.units, STATISTICS, range(rank - count, rank))
+        return layout.without(range(rank - count, rank))
+    for each in parameters:
+        flow.tie(units, flow.along(each, 0), STAYS)
+    flow.features.append(units)
+    return layout.narrowed(rank - 1, flow.units)
 
 
 def _channels(value: fx.Node, weight: fx.Node, flow: Flow) -> int:

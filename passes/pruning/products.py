@@ -46,9 +46,8 @@ def _product(left: Any, right: Any, node: fx.Node, flow: Flow) -> Layout:
     layouts = [_by_batch(each, flow) for each in (left, right)]
     rows, columns = _end(layouts[0], shapes[0], -2, flow), _end(layouts[1], shapes[1], -1, flow)
     flow.tie(_end(layouts[0], shapes[0], -1, flow), _end(layouts[1], shapes[1], -2, flow), _SUMMED)
-    return _result(
-        flow.broadcast([_batch(*each) for each in zip(layouts, shapes, strict=True)], _BATCH), node, rows, columns
-    )
+    batch = flow.broadcast([_batch(*each) for each in zip(layouts, shapes, strict=True)], _BATCH)
+    return _result(batch, node, rows, columns, flow)
 
 
 @flow_rule("aten.scaled_dot_product_attention")
@@ -71,7 +70,7 @@ def attention(node: fx.Node, given: dict[str, Any], flow: Flow) -> Value:
     if mask is not None:
         flow.freeze(mask, "a mask is over it", range(-min(2, len(sizes_of(mask))), 0))
         operands.append(_batch(flow.layout(mask), sizes_of(mask)))
-    return _result(flow.broadcast(operands, _BATCH), node, None, columns)
+    return _result(flow.broadcast(operands, _BATCH), node, None, columns, flow)
 
 
 def _by_batch(value: fx.Node, flow: Flow) -> Layout:
@@ -104,7 +103,8 @@ def _repeated_heads(layout: Layout, shape: list[Any], heads: Any, flow: Flow) ->
     return Layout((*layout.without([dim]).blocks, Block((dim,), np.repeat(found, times)))), shape
 
 
-def _result(batch: Layout, node: fx.Node, rows: Numbers | None, columns: Numbers | None) -> Layout:
+def _result(batch: Layout, node: fx.Node, rows: Numbers | None, columns: Numbers | None, flow: Flow) -> Layout:
     rank = len(sizes_of(node))
+    flow.heads += [block.units for block in batch.blocks]
     ends = [Block((dim,), units) for dim, units in ((rank - 2, rows), (rank - 1, columns)) if units is not None]
     return Layout.of((*batch.blocks, *ends))

@@ -41,17 +41,26 @@ class Dependencies:
         constants: by name, for every dimension that holds units, these.
         layouts: of all values.
         unknown: how often an operator without a rule stopped units, by its name.
+        heads: units that are heads of attention.
+        features: units that a norm takes statistics over, where these may go.
     """
 
     classes: Classes
     constants: dict[str, dict[int, Numbers]]
     layouts: dict[fx.Node, Value]
     unknown: Counter[str]
+    heads: list[Numbers]
+    features: list[Numbers]
 
 
-def propagate(program: Program) -> Dependencies:
-    """Return which positions of constants depend on each other."""
-    flow, unknown = Flow(), Counter[str]()
+def propagate(program: Program, *, features: bool = False) -> Dependencies:
+    """Return which positions of constants depend on each other.
+
+    Args:
+        program: may be fused.
+        features: features that a norm takes statistics over may go: the statistics are then of the others.
+    """
+    flow, unknown = Flow(cuts_features=features), Counter[str]()
     constants: dict[str, Layout] = {}
     mutable = program.mutable_constants()
     for _, graph in program.all_graphs():
@@ -69,7 +78,7 @@ def propagate(program: Program) -> Dependencies:
     found = {
         name: {dim: block.units for block in layout.blocks for dim in block.dims} for name, layout in constants.items()
     }
-    return Dependencies(_separable(flow), found, flow.layouts, unknown)
+    return Dependencies(_separable(flow), found, flow.layouts, unknown, flow.heads, flow.features)
 
 
 def _constant(value: torch.Tensor | None, is_mutable: bool, flow: Flow) -> Layout:

@@ -150,6 +150,11 @@ def _group_norm(shrinking: _Shrinking, node: fx.Node, given: dict[str, Any]) -> 
     return {"num_groups": given["num_groups"] * after // before}
 
 
+def _norm_of_features(shrinking: _Shrinking, node: fx.Node, given: dict[str, Any]) -> dict[str, Any]:
+    source, count = given["input"] if "input" in given else given["tables"][0], len(given["normalized_shape"])
+    return {"normalized_shape": list(sizes_of(source)[-count:])}
+
+
 _LITERALS: dict[Any, _Literals] = {
     find_operator(name): rule
     for rule, names in {
@@ -160,6 +165,13 @@ _LITERALS: dict[Any, _Literals] = {
         _groups: ("aten.conv1d", "aten.conv2d", "aten.conv3d", "burnish.conv_act"),
         _heads: ("burnish.multi_head_attention", "burnish.self_attention", "burnish.rotary_embedding"),
         _group_norm: ("aten.group_norm",),
+        _norm_of_features: (
+            "aten.layer_norm",
+            "aten.rms_norm",
+            "burnish.skip_layer_norm",
+            "burnish.skip_rms_norm",
+            "burnish.embedding_layer_norm",
+        ),
     }.items()
     for name in names
 }

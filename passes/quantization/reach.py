@@ -9,9 +9,9 @@ from torch import fx
 
 from burnish.compiler import interpreter
 from burnish.compiler.context import Context
+from burnish.compiler.data import calibration_inputs
 from burnish.compiler.program import Program
 from burnish.compiler.progress import working
-from burnish.passes.quantization.calibration import calibration_inputs
 
 __all__ = ["channel_reach"]
 

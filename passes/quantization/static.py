@@ -23,6 +23,7 @@ from torch import fx
 
 from burnish.compiler import interpreter
 from burnish.compiler.context import Context
+from burnish.compiler.data import calibration_inputs
 from burnish.compiler.errors import OptionError
 from burnish.compiler.facts import Fact
 from burnish.compiler.graphs import calls, name_of, placeholders
@@ -36,7 +37,6 @@ from burnish.compiler.rewriter import Rewriter
 from burnish.passes.canonical.batch_norms import Refusal
 from burnish.passes.quantization.apart import layer_apart, projection_apart, silu_apart
 from burnish.passes.quantization.bias_correction import ChannelMean
-from burnish.passes.quantization.calibration import calibration_inputs
 from burnish.passes.quantization.depthwise import widen_depthwise_inputs
 from burnish.passes.quantization.equalize import equalize
 from burnish.passes.quantization.histograms import Histogram

@@ -1,0 +1,81 @@
+"""Targets: how large a part has to go for a Program to cost what it may.
+
+The part is searched for by bisection; every trial is a Program of that size, and its cost is counted, or timed on the
+backend, never guessed from widths.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+from burnish.compiler.context import Context
+from burnish.compiler.errors import InputError, OptionError
+from burnish.compiler.program import Program
+
+__all__ = ["Goal", "Measure", "reached"]
+
+Measure = Literal["flops", "params", "latency"]
+_TRIALS = {"flops": 14, "params": 14, "latency": 9}
+# How near is near enough, as a part of the target.
+_NEAR = {"flops": 0.005, "params": 0.005, "latency": 0.03}
+
+
+@dataclass(frozen=True, slots=True)
+class Goal:
+    """What to reach.
+
+    Attributes:
+        measure: flops or params, counted at the sample inputs; or latency, seconds of a call on the backend.
+        part: of what it was.
+    """
+
+    measure: Measure
+    part: float
+
+
+def reached(goal: Goal, program: Program, context: Context, smaller: Callable[[float], Program]) -> tuple[float, float]:
+    """Return the ratio whose Program is nearest to the goal, and the part of the cost that it has.
+
+    Args:
+        goal: what to reach.
+        program: as it is.
+        context: measures.
+        smaller: gives the Program for a ratio from 0 to 1.
+
+    Raises:
+        OptionError: no ratio reaches it; the message says what can be reached.
+        InputError: there are no sample inputs to count or time with.
+    """
+    if goal.measure != "params" and not program.samples:
+        raise InputError(f"pass 'prune': a target of {goal.measure} needs sample inputs")
+
+    def part(ratio: float) -> float:
+        found = smaller(ratio)
+        if goal.measure == "latency":
+            before, after = context.measure([program, found])
+            return after / before
+        return _size(found, goal.measure) / _size(program, goal.measure)
+
+    near = goal.part * _NEAR[goal.measure]
+    low, high = 0.0, 1.0
+    tried = {high: part(high)}
+    if tried[high] > goal.part + near:
+        raise OptionError(
+            f"pass 'prune': {goal.measure}={goal.part:g} cannot be reached: with all that can go the program still has"
+            f" {tried[high]:.2f} of its {goal.measure}; kinds, keep and limits say what can go"
+        )
+    for _ in range(_TRIALS[goal.measure]):
+        middle = (low + high) / 2
+        tried[middle] = part(middle)
+        if abs(tried[middle] - goal.part) <= near:
+            break
+        low, high = (middle, high) if tried[middle] > goal.part else (low, middle)
+    return min(tried.items(), key=lambda each: abs(each[1] - goal.part))
+
+
+def _size(program: Program, measure: Measure) -> float:
+    if measure == "params":
+        return float(program.parameter_count())
+    return float(program.cost().at_samples().flops)

@@ -1,0 +1,102 @@
+"""Checkpoints of a training: what it takes to go on after a kill with the same result, in one safetensors file.
+
+A file is named after everything that decides the result: the Program with its constants, the options, the seed. So one
+folder serves several trainings, the rounds of a `repeat` among them, and none goes on from another's.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from burnish.compiler.atomic import atomic_path
+from burnish.compiler.errors import FileFormatError, InputError
+from burnish.compiler.program import Program
+
+__all__ = ["Checkpoint", "Checkpoints"]
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """A training between two steps.
+
+    Attributes:
+        step: how many are done.
+        epoch: of the next batch.
+        place: of the next batch in its epoch.
+        values: constants of the Program, by name.
+        optimizer: its state: by name of the constant and of the value, or "" for plain numbers.
+        random: state of PyTorch's generator.
+    """
+
+    step: int
+    epoch: int
+    place: int
+    values: dict[str, torch.Tensor]
+    optimizer: dict[str, dict[str, torch.Tensor]]
+    random: torch.Tensor
+
+
+class Checkpoints:
+    """The file of one training.
+
+    Args:
+        folder: where it is, made when needed.
+        program: as it is before.
+        text: the options, and what else decides the result.
+
+    Raises:
+        InputError: the folder cannot be made.
+    """
+
+    def __init__(self, folder: Path, program: Program, text: str) -> None:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InputError(f"{folder}: cannot be made for checkpoints: {error.strerror or error}") from error
+        digest = hashlib.sha256(f"{text}\n{program.print()}".encode())
+        for name, value in sorted(program.used_constants().items()):
+            digest.update(name.encode())
+            digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+        self.path = folder / f"recover-{digest.hexdigest()[:16]}.safetensors"
+
+    def save(self, checkpoint: Checkpoint) -> None:
+        """Write the file; one that was there stays whole until the new one is."""
+        tensors = {f"value/{name}": value.detach().contiguous().clone() for name, value in checkpoint.values.items()}
+        for name, state in checkpoint.optimizer.items():
+            tensors |= {f"optimizer/{key}/{name}": value.detach().contiguous() for key, value in state.items()}
+        tensors["random"] = checkpoint.random
+        metadata = {"step": checkpoint.step, "epoch": checkpoint.epoch, "place": checkpoint.place}
+        with atomic_path(self.path) as temporary:
+            save_file(tensors, temporary, {"burnish.recover": json.dumps(metadata)})
+
+    def load(self) -> Checkpoint | None:
+        """Return what was written last, None where nothing was.
+
+        Raises:
+            FileFormatError: the file is truncated or foreign.
+        """
+        if not self.path.exists():
+            return None
+        try:
+            with safe_open(self.path, "pt") as file:
+                metadata = json.loads(file.metadata()["burnish.recover"])
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            values = {name[len("value/") :]: each for name, each in tensors.items() if name.startswith("value/")}
+            optimizer: dict[str, dict[str, torch.Tensor]] = {}
+            for name, each in tensors.items():
+                if name.startswith("optimizer/"):
+                    _, key, constant = name.split("/", 2)
+                    optimizer.setdefault(constant, {})[key] = each
+            step, epoch, place = (int(metadata[key]) for key in ("step", "epoch", "place"))
+            return Checkpoint(step, epoch, place, values, optimizer, tensors["random"])
+        except (SafetensorError, KeyError, TypeError, ValueError) as error:
+            raise FileFormatError(
+                f"{self.path}: this is no checkpoint of burnish, or it is truncated: remove it"
+            ) from error
