@@ -101,7 +101,8 @@ def _plain(value: Any) -> SpecValue:
         return tuple(_plain(each) for each in (sorted(value) if isinstance(value, (set, frozenset)) else value))
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
-    return str(value)
+    # An object of Python's: text cannot say it, but the same pass should give the same text.
+    return f"<{type(value).__name__}>"
 
 
 def _is_plain(kind: Any) -> bool:

@@ -27,6 +27,9 @@ from burnish.compiler.straight_through import latents_of, replace_quantizers, sc
 
 __all__ = ["Trainable"]
 
+# Dimensions of weights of convolutions over pictures.
+_PICTURES = 4
+
 
 class Trainable(nn.Module):
     """A Program that can be trained. Call it with inputs by name; it returns the outputs by name.
@@ -105,7 +108,8 @@ class Trainable(nn.Module):
         found = {name: value.detach().clone() for name, value in self.statistics.items()}
         for name, value in self.trained.items():
             latent = self._latents.get(name)
-            found[name] = value.detach().clone() if latent is None else latent.integers(value.detach())
+            result = value.detach().clone(memory_format=torch.contiguous_format)
+            found[name] = result if latent is None else latent.integers(result)
         return found
 
     def constant(self, name: str, state: Mapping[str, torch.Tensor]) -> Any:
@@ -125,6 +129,9 @@ class Trainable(nn.Module):
                 self._latents.pop(name, None)
             elif name in self._latents or value.is_floating_point():
                 start = self._latents[name].floats(value) if name in self._latents else value.detach().clone()
+                if start.dim() == _PICTURES:
+                    # Convolutions of pictures, and their gradients, are faster with channels last.
+                    start = start.contiguous(memory_format=torch.channels_last)
                 self.trained[name] = nn.Parameter(start)
                 self.register_parameter(name.replace(".", "/"), self.trained[name])
 

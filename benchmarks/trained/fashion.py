@@ -16,9 +16,8 @@ from torch import nn
 
 from benchmarks.trained.task import Inputs, NotInstalled, Task, Trained, mean_of
 
-__all__ = ["MEAN", "STD", "WEIGHTS", "SmallResNet", "fashion_mnist", "fashion_mnist_pictures", "normalized"]
+__all__ = ["MEAN", "STD", "SmallResNet", "fashion_mnist", "fashion_mnist_pictures", "load", "normalized", "weights"]
 
-WEIGHTS = Path(__file__).parent.parent / "weights" / "fashion_mnist_resnet.safetensors"
 MEAN, STD = 0.2860, 0.3530
 _DATA = Path("/usr/share/datasets/fashion-mnist")
 _HEADER = {"images": 16, "labels": 8}
@@ -67,8 +66,7 @@ class SmallResNet(nn.Module):
 def fashion_mnist() -> Trained:
     """Return the trained ResNet; the score is the accuracy on the 10,000 test pictures."""
     pictures, labels = fashion_mnist_pictures("t10k")
-    model = SmallResNet()
-    model.load_state_dict(load_file(WEIGHTS))
+    model = load()
     test = normalized(pictures)
     train = normalized(fashion_mnist_pictures("train")[0][:_CALIBRATION])
     batches: list[Inputs] = [(batch,) for batch in torch.split(test, 100)]
@@ -80,7 +78,20 @@ def fashion_mnist() -> Trained:
         mean_of(lambda rows: rows.argmax(1) == labels),
     )
     name = "Fashion-MNIST ResNet"
-    return Trained(name, model.eval(), (test[:2],), (test[:1],), (test[:100],), calibration, (task,))
+    return Trained(name, model, (test[:2],), (test[:1],), (test[:100],), calibration, (task,))
+
+
+def weights(seed: int) -> Path:
+    """Return the file of the network that a seed gave."""
+    name = "fashion_mnist_resnet" + (f"_{seed}" if seed else "")
+    return Path(__file__).parent.parent / "weights" / f"{name}.safetensors"
+
+
+def load(seed: int = 0) -> SmallResNet:
+    """Return the trained network of a seed, in evaluation mode."""
+    model = SmallResNet()
+    model.load_state_dict(load_file(weights(seed)))
+    return model.eval()
 
 
 def fashion_mnist_pictures(split: str) -> tuple[torch.Tensor, torch.Tensor]:

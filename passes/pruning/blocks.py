@@ -131,7 +131,7 @@ class _Stage:
             for each in node.all_input_nodes:
                 more = above[each] | (0 if node.target in _OF_TYPES else self.bits.get(each, 0))
                 # An int of many bits is shared where it can be.
-                found = more or found
+                found = found | more if found and more else found or more
             above[node] = found
         return above
 

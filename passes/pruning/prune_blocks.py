@@ -77,8 +77,11 @@ class PruneBlocks(Pass):
         with working("prune-blocks: how much each block matters", context.progress):
             importance = _importance(program, blocks, _data(program, context))
         chosen, count = _chosen(blocks, importance, most)
+        # The last one first: its input is still there.
+        for index in sorted(chosen, reverse=True):
+            with rewriter.rewrite("prune-blocks"):
+                rewriter.replace(blocks[index].sum, blocks[index].source)
         if chosen:
-            _remove([blocks[index] for index in sorted(chosen)], rewriter)
             erase_dead(program, rewriter)
         names = ", ".join(f"{name_of(blocks[index].sum)} {importance[index]:.2g}" for index in chosen)
         note = f"prune-blocks removed {count} of {len(blocks)} residual blocks, by importance: {names or 'none fits'}"
@@ -177,12 +180,3 @@ def _chosen(blocks: list[Block], importance: list[float], most: int) -> tuple[li
             gone |= going
             chosen.append(index)
     return chosen, len(gone)
-
-
-def _remove(blocks: list[Block], rewriter: Rewriter) -> None:
-    """Let what reads the sum of a block read its input; blocks come in the order of their sums."""
-    instead: dict[fx.Node, fx.Node] = {}
-    for block in blocks:
-        source = instead[block.sum] = instead.get(block.source, block.source)
-        with rewriter.rewrite("prune-blocks"):
-            rewriter.replace(block.sum, source)

@@ -69,6 +69,9 @@ class Regrowing:
         share = self.part / 2 * (1 + math.cos(math.pi * step / (self.steps * _LAST)))
         for weight, mask, product in self._layers:
             value, inside = self.module.trained[weight], self.masks[mask]
+            gradient = self.module.observed[product].grad
+            if gradient is None:
+                continue
             free = ~inside
             count = min(int(share * int(inside.sum())), int(free.sum()))
             if not count:
@@ -76,8 +79,6 @@ class Regrowing:
             size = torch.where(inside, value.abs(), math.inf).flatten()
             gone = size.topk(count, largest=False).indices
             if self.kind == "rigl":
-                gradient = self.module.observed[product].grad
-                assert gradient is not None
                 wanted = torch.where(free, gradient.abs(), -1.0).flatten()
             else:
                 wanted = torch.where(free, torch.rand(value.shape), -1.0).flatten()

@@ -142,6 +142,8 @@ class Training:
                 f"pass 'recover': the loss is {float(loss.detach())} at step {step + 1}: a smaller learning_rate than"
                 f" {self.settings.learning_rate:g}, or data within the range that the model knows, would keep it finite"
             )
+        if not loss.requires_grad:
+            raise InputError("pass 'recover': nothing can be trained: no output of floats depends on the weights")
         moves = self.regrowing is not None and self.regrowing.is_due(step)
         if self.regrowing is not None and moves:
             self.regrowing.before_backward()
@@ -160,7 +162,7 @@ class Training:
             name for name, each in outputs.items() if isinstance(each, torch.Tensor) and each.is_floating_point()
         ]
         if not floating:
-            raise InputError("pass 'recover': no output of the program is of floats, so nothing can be trained")
+            raise InputError("pass 'recover': nothing can be trained: no output of floats depends on the weights")
         first = outputs[floating[0]]
         labels = target if settings.loss == "cross-entropy" and isinstance(target, torch.Tensor) else None
         parts: list[tuple[float, torch.Tensor]] = []

@@ -105,6 +105,13 @@ def _prune(
     return after, records[-1], context
 
 
+def _named(context: Context) -> set[str]:
+    """Return the sums that the note names."""
+    names = context.notes[0].partition("importance: ")[2].split(" (")[0].split(", ")
+    assert len(set(names)) == len(names)
+    return {each.split()[0] for each in names}
+
+
 def _scale(layer: nn.Module, factor: float) -> None:
     with torch.no_grad():
         for each in layer.parameters():
@@ -279,9 +286,8 @@ def test_random_programs(text: str, ratio: float) -> None:
     assert blocks == _brute_force(program)
     after, record, context = _prune(program, f"ratio={ratio}")
     if record.changed:
-        names = {each.split()[0] for each in context.notes[0].partition("importance: ")[2].split(" (")[0].split(", ")}
         args, kwargs = program.sample_arguments()
-        found, expected = after(*args, **kwargs), _without(program, names)(*args, **kwargs)
+        found, expected = after(*args, **kwargs), _without(program, _named(context))(*args, **kwargs)
         leaves = torch.utils._pytree.tree_leaves
         assert worst_drift(leaves(found), leaves(expected)) < 1e-6
     left = {name_of(node) for node in Rewriter(after, "test").nodes("aten.add.Tensor")}
@@ -319,12 +325,15 @@ graph main(%x: f32[B, 4]) {{
         # The inner one goes first, the outer one after it.
         (0.001, 0.002, 0.25, {"inner"}, 1),
         (0.001, 0.002, 0.5, {"inner", "outer"}, 2),
+        # The inner one is next, and has gone already.
+        (0.002, 0.001, 0.75, {"outer", "next"}, 3),
     ],
 )
 def test_nested_blocks(inner: float, outer: float, ratio: float, removed: set[str], count: int) -> None:
     program = Program.parse(_NESTED.format(inner=inner, outer=outer))
     after, _, context = _prune(program, f"ratio={ratio}")
     assert context.notes[0].startswith(f"prune-blocks removed {count} of 4 residual blocks")
+    assert _named(context) == removed
     left = {name_of(node) for node in Rewriter(after, "test").nodes("aten.add.Tensor")}
     gone = removed | ({"inner"} if "outer" in removed else set())
     assert left == {"inner", "outer", "next", "last"} - gone

@@ -201,6 +201,28 @@ def test_the_same_seed_gives_the_same_bytes() -> None:
     assert not torch.equal(first, other)
 
 
+def test_the_text_of_a_pass_has_no_addresses() -> None:
+    passes = Recover(steps=1, data=_DATA, teachers=(_model(1),), loss=nn.functional.mse_loss)
+    assert (
+        str(passes)
+        == 'recover{steps=1,loss="<function>",teachers=["<Sequential>"],data=["<Tensor>"' + (',"<Tensor>"' * 7) + "]}"
+    )
+
+
+def test_weights_that_no_output_needs() -> None:
+    class Unused(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(6, 2)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            self.layer(x)
+            return x + 1
+
+    with pytest.raises(burnish.PassError, match="no output of floats depends on the weights"):
+        _run(["canonicalize,recover"], burnish.capture(Unused(), (_DATA[0],)))
+
+
 def test_nobody_elses_random_numbers_are_used() -> None:
     program = _captured()
     torch.manual_seed(7)

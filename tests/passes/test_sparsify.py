@@ -87,7 +87,7 @@ def test_ratios_that_floats_cannot_hold() -> None:
     assert int((~_masks(after)["w0"]).sum()) == 29
 
 
-@pytest.mark.parametrize("dtypes", [("f16", "f16"), ("bf16", "f32"), ("f64", "f32")])
+@pytest.mark.parametrize("dtypes", [("f16", "f16"), ("bf16", "bf16"), ("bf16", "f32"), ("f64", "f32")])
 def test_other_dtypes_count_exactly(dtypes: tuple[str, str]) -> None:
     first, second = dtypes
     text = f"""# burnish 1
