@@ -1,6 +1,6 @@
 """What pruning costs in accuracy and gains in time, on the ResNet trained on Fashion-MNIST.
 
-python -m benchmarks.pruning_accuracy [--only size,curve,teachers,int8] [--steps 468] [--plot docs/pruning.svg]
+python -m benchmarks.pruning_accuracy [--only size,curve,teachers,int8] [--steps 468] [--plot FILE] [--keep FOLDER]
 
 size: 42% fewer parameters. curve: accuracy against latency at four ratios, for three estimates, beside Torch-Pruning
 with the same training. teachers: learning from labels, from the original, and from three networks, three seeds each.
@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import functools
+import hashlib
 import logging
 import statistics
 import tempfile
@@ -58,11 +59,15 @@ class Bench:
         self.rows = self.task.rows(self.trained.model)
 
     def made(self, runs: Mapping[str, Run]) -> dict[str, Program]:
-        """Make networks, two at a time."""
-        paths = {name: self.folder / f"{index}-{hash(run)}.burnish" for index, (name, run) in enumerate(runs.items())}
+        """Make networks, two at a time, but for those that are there."""
+        paths = {
+            name: self.folder / f"{hashlib.sha256(repr(run).encode()).hexdigest()[:16]}.burnish"
+            for name, run in runs.items()
+        }
+        missing = [name for name in runs if not paths[name].exists()]
         with ProcessPoolExecutor(THREADS, get_context("spawn")) as pool:
-            notes = pool.map(make, runs.values(), paths.values())
-            for name, note in zip(runs, notes, strict=True):
+            notes = pool.map(make, [runs[name] for name in missing], [paths[name] for name in missing])
+            for name, note in zip(missing, notes, strict=True):
                 print(f"    {name}: {note}", flush=True)
         return {name: Program.load(path) for name, path in paths.items()}
 
@@ -212,12 +217,15 @@ def main() -> None:
     parser.add_argument("--only", default=",".join(_SECTIONS), help="sections, comma-separated")
     parser.add_argument("--steps", type=int, default=468, help="batches of 128 to train on; 468 are all pictures")
     parser.add_argument("--plot", default="", help="write the curve here, as SVG")
+    parser.add_argument(
+        "--keep", default="", help="keep trained networks in this folder, and take those that are there"
+    )
     chosen = parser.parse_args()
     torch.set_num_threads(THREADS)
     logging.disable(logging.WARNING)
     warnings.simplefilter("ignore")
     with tempfile.TemporaryDirectory() as folder:
-        bench = Bench(Path(folder), chosen.steps)
+        bench = Bench(Path(chosen.keep or folder), chosen.steps)
         for name in chosen.only.split(","):
             print(f"## {name}", flush=True)
             _SECTIONS[name](bench, chosen.plot)
