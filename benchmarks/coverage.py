@@ -13,6 +13,7 @@ import argparse
 import contextlib
 import copy
 import dataclasses
+import functools
 import json
 import multiprocessing
 import os
@@ -22,10 +23,11 @@ import time
 import traceback
 import warnings
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -39,7 +41,9 @@ from burnish.compiler import structure
 from burnish.compiler.numerics import worst_drift
 from burnish.compiler.verify import verify
 
-__all__ = ["Outcome", "Row", "main", "measure"]
+__all__ = ["Outcome", "Row", "batches_of", "fresh", "import_models", "isolated", "main", "measure", "text_of"]
+
+Result = TypeVar("Result")
 
 BACKENDS = ("onnx", "torchscript")
 BATCHES = (2, 3)
@@ -87,7 +91,7 @@ def main() -> None:
     steps = ("capture", *BACKENDS) if options.only is None else tuple(dict.fromkeys(("capture", options.only)))
     pattern = re.compile(options.filter)
     chosen = [entry for entry in zoo() if pattern.search(entry.name) or pattern.search(entry.family)]
-    _import_models()
+    import_models()
     print("|".join(["", *_header(steps), ""]))
     print("|".join(["", *("---" for _ in "|".join(_header(steps)).split("|")), ""]), flush=True)
     rows = []
@@ -111,8 +115,7 @@ def measure(entry: Entry, steps: tuple[str, ...]) -> Row:
         program = burnish.capture(model, entry.inputs(BATCHES[0]))
         outcome.seconds = time.perf_counter() - start
         row.nodes, row.notes = program.node_count(), program.notes
-        if any("dimension 0" in note or "dynamic" in note for note in program.notes):
-            row.batches = BATCHES[:1]
+        row.batches = batches_of(program)
         verify(program, 3)
         called = {batch: program.copy() for batch in row.batches}
         _judge(outcome, entry, program, called, expected)
@@ -125,13 +128,21 @@ def measure(entry: Entry, steps: tuple[str, ...]) -> Row:
             compiled = burnish.compile(program.copy(), inputs=None, backend=backend, progress=False)
             called = {}
             for batch in row.batches:
-                called[batch] = _fresh(compiled)
+                called[batch] = fresh(compiled)
             _judge(outcome, entry, program, called, expected)
         outcome.seconds = time.perf_counter() - start
     return row
 
 
-def _fresh(compiled: burnish.Compiled) -> Any:
+def batches_of(program: burnish.Program) -> tuple[int, ...]:
+    """Return the batch sizes at which to compare: the captured one alone where dimension 0 is not dynamic."""
+    fixed = any("dimension 0" in note or "dynamic" in note for note in program.notes)
+    return BATCHES[:1] if fixed else BATCHES
+
+
+def fresh(compiled: burnish.Compiled) -> Any:
+    """Return what calls `compiled` with its buffers as at capture."""
+
     def call(*args: Any, **kwargs: Any) -> Any:
         compiled.artifact.reset()
         return compiled(*args, **kwargs)
@@ -171,44 +182,56 @@ def _recorded(outcome: Outcome) -> Any:
     try:
         yield
     except Exception as error:
-        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         outcome.passed = False
-        outcome.reason = f"{type(error).__name__}: {' '.join(lines[:3])}"[:400]
+        outcome.reason = text_of(error)
         if os.environ.get("BURNISH_COVERAGE_TRACE"):
             traceback.print_exc()
 
 
+def text_of(error: Exception) -> str:
+    """Return what an error is and the first lines that it says."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {' '.join(lines[:3])}"[:400]
+
+
 def _isolated(entry: Entry, steps: tuple[str, ...]) -> Row:
     """Measure in a forked process; whatever ends it becomes the reason."""
-    context = multiprocessing.get_context("fork")
-    here, there = context.Pipe(duplex=False)
-    process = context.Process(target=_work, args=(there, entry, steps))
-    process.start()
-    there.close()
-    row = Row(entry.name, entry.family)
-    reason = ""
-    try:
-        if here.poll(_SECONDS):
-            row = here.recv()
-        else:
-            reason = f"took more than {_SECONDS} s"
-            process.kill()
-    except EOFError:
-        process.join()
-        reason = f"the process ended with status {process.exitcode}"
-    process.join()
+    found, reason = isolated(functools.partial(measure, entry, steps))
+    row = found or Row(entry.name, entry.family)
     for step in steps:
         row.outcomes.setdefault(step, Outcome(reason=reason or "not captured"))
     return row
 
 
-def _work(there: Connection, entry: Entry, steps: tuple[str, ...]) -> None:
+def isolated(work: Callable[[], Result], seconds: int = _SECONDS) -> tuple[Result | None, str]:
+    """Return what `work` returns in a forked process under a limit of memory, or None and what ended it."""
+    context = multiprocessing.get_context("fork")
+    here, there = context.Pipe(duplex=False)
+    process = context.Process(target=_work, args=(there, work))
+    process.start()
+    there.close()
+    result, reason = None, ""
+    try:
+        if here.poll(seconds):
+            result = here.recv()
+        else:
+            reason = f"took more than {seconds} s"
+            process.kill()
+    except EOFError:
+        process.join()
+        reason = f"the process ended with status {process.exitcode}"
+    process.join()
+    return result, reason
+
+
+def _work(there: Connection, work: Callable[[], Any]) -> None:
     resource.setrlimit(resource.RLIMIT_AS, (_MEMORY, _MEMORY))
-    there.send(measure(entry, steps))
+    there.send(work())
     there.close()
 
 
-def _import_models() -> None:
+def import_models() -> None:
+    """Import, once for all forked processes, what models and captures need."""
     import transformers
 
     transformers.logging.set_verbosity_error()

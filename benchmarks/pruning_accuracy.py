@@ -3,7 +3,7 @@
 python -m benchmarks.pruning_accuracy [--only size,curve,teachers,int8] [--steps 468] [--plot FILE] [--keep FOLDER]
 
 size: 42% fewer parameters. curve: accuracy against latency at four ratios, for three estimates, beside Torch-Pruning
-with the same training. teachers: learning from labels, from the original, and from three networks, three seeds each.
+with the same training. teachers: learning from labels, from the original, and from two networks, three seeds each.
 int8: pruned, quantized, and both. Scores are of the 10,000 test pictures, with the standard error of a difference.
 Latency is that of the ONNX backend, everything interleaved. It needs the Debian package dataset-fashion-mnist, and
 about 40 minutes: networks are trained two at a time, one thread each.
@@ -141,13 +141,13 @@ def curve(bench: Bench, plot: str) -> None:
 
 
 def teachers(bench: Bench, _: str) -> None:
-    """Labels alone, the original, and three networks."""
+    """Labels alone, the original, and two networks."""
     kinds: dict[str, tuple[tuple[int, ...], str]] = {
         "labels alone": ((), "equal"),
         "the original": ((0,), "equal"),
-        "three, equal": ((0, 1, 2), "equal"),
-        "three, by confidence": ((0, 1, 2), "confidence"),
-        "three, by agreement": ((0, 1, 2), "agreement"),
+        "two, equal": ((0, 1), "equal"),
+        "two, by confidence": ((0, 1), "confidence"),
+        "two, by agreement": ((0, 1), "agreement"),
     }
     runs = {
         f"{name}, seed {seed}": Run(

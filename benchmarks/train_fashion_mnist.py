@@ -2,7 +2,7 @@
 
 python -m benchmarks.train_fashion_mnist [--epochs 18] [--seed 0] [--threads 1]
 
-Seeds 1 and 2, of 9 epochs, are the other teachers of `benchmarks.pruning_accuracy`. It takes about 75 s an epoch on one
+Seed 1, of 9 epochs, is the second teacher of `benchmarks.pruning_accuracy`. It takes about 75 s an epoch on one
 thread of a processor with bfloat16 instructions. It needs the Debian package dataset-fashion-mnist. The test pictures
 are read at the end only: nothing is chosen by them.
 """

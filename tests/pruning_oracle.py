@@ -61,7 +61,31 @@ def with_zeros(program: Program, dependencies: Dependencies, kept: np.ndarray) -
                 shape[dim] = -1
                 stays = torch.from_numpy(kept[dependencies.classes.of[units]])
                 found.constants[name] = found.constants[name] * stays.reshape(shape)
+    _mask_products(found, dependencies, kept)
     return found
+
+
+def _mask_products(program: Program, dependencies: Dependencies, kept: np.ndarray) -> None:
+    """Put zeros into one side of products of two activations, which no constant reads."""
+    nodes = [
+        node for _, graph in program.all_graphs() for node in graph.nodes if node.op in ("get_attr", "call_function")
+    ]
+    layouts = dict(zip(nodes, dependencies.layouts.values(), strict=True))
+    rewriter = Rewriter(program, "oracle")
+    for node in nodes:
+        sides = _PRODUCTS.get(operator_name(node.target)) if node.op == "call_function" else None
+        if sides is None:
+            continue
+        left, right = (arguments(node)[side] for side in sides)
+        block = layouts[left].block(left.meta["val"].dim() - 1) if left in layouts else None
+        if block is None or _origin(left, 0) or _origin(right, 0):
+            continue
+        axis = block.dims.index(left.meta["val"].dim() - 1)
+        units = np.moveaxis(block.units, axis, 0).reshape(block.units.shape[axis], -1)
+        stays = torch.from_numpy(kept[dependencies.classes.of[units]].any(1)).to(left.meta["val"].dtype)
+        mask = rewriter.set_constant(node.graph, "oracle.mask", stays, [left])
+        masked = rewriter.insert(node, "aten.mul.Tensor", (left, mask), name="oracle.masked", origins=[left])
+        rewriter.redirect(node, left, masked)
 
 
 def _consumed(node: fx.Node) -> list[tuple[str, int]]:
@@ -69,7 +93,8 @@ def _consumed(node: fx.Node) -> list[tuple[str, int]]:
     name, given = operator_name(node.target), arguments(node)
     if name in _READ or name == "burnish.conv_act":
         weight, dim = given["weight"], _READ.get(name, 0 if given.get("transposed") else 1)
-        depthwise = given.get("groups", 1) > 1 and weight.meta["val"].shape[1] == 1
+        shape, groups = weight.meta["val"].shape, given.get("groups", 1)
+        depthwise = groups > 1 and (shape[0] == groups if dim == 0 else shape[1] == 1)
         return [] if depthwise else _origin(weight, dim)
     if name == "aten.einsum":
         left, _, result = given["equation"].replace(" ", "").partition("->")

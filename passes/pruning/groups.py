@@ -106,7 +106,8 @@ def groups_of(program: Program, dependencies: Dependencies) -> list[Group]:
     uses = {name: tuple(used) for name, used in uses_of(program).items()}
     for name, dim, of in found:
         used = uses.get(name, ())
-        is_weight = program.constants[name].dim() > 1 and is_parameter(list(used))
+        value = program.constants[name]
+        is_weight = value.dim() > 1 and value.is_floating_point() and is_parameter(list(used))
         for index in np.unique(number[of]).tolist():
             if index >= 0:
                 mine = number[of] == index

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import torch
 from torch import fx
 
@@ -53,17 +54,24 @@ def convolution(node: fx.Node, given: dict[str, Any], flow: Flow) -> Value:
 
 @flow_rule("aten.conv_transpose1d", "aten.conv_transpose2d.input", "aten.conv_transpose3d.input")
 def transposed_convolution(node: fx.Node, given: dict[str, Any], flow: Flow) -> Value:
-    """Input [B, I, ...] and weight [I, O / groups, ...]."""
+    """Input [B, I, ...] and weight [I, O / groups, ...]; what grouped ones keep equal is tied."""
     value, weight, groups = given["input"], given["weight"], given["groups"]
     channel = _channels(value, weight, flow)
     read, taken = flow.along(value, channel), flow.along(weight, 0)
-    if groups > 1:
-        for each in (read, taken, flow.along(weight, 1), flow.along(given["bias"], 0) if given["bias"] else None):
-            if each is not None:
-                flow.units.freeze(each, "it is a grouped transposed convolution")
-        return _spatial(value, channel, flow)
     flow.tie(read, taken, STAYS)
-    return _with(_spatial(value, channel, flow), channel, outputs(weight, 1, given["bias"], flow))
+    made, bias = flow.along(weight, 1), given["bias"]
+    if groups > 1 and sizes_of(weight)[0] == groups:
+        # A group has one input, and can go with its outputs.
+        if made is not None:
+            flow.units.freeze(made, STAYS)
+        made = None if taken is None else np.repeat(taken, _size(weight, 1))
+    elif groups > 1:
+        if taken is not None:
+            flow.units.tie_along(taken.reshape(groups, -1), 0)
+        made = np.tile(made, groups) if made is not None else None
+    if bias is not None:
+        flow.tie(made, flow.along(bias, 0), STAYS)
+    return _with(_spatial(value, channel, flow), channel, made)
 
 
 @flow_rule("aten.embedding")
@@ -82,6 +90,12 @@ def batch_norm(node: fx.Node, given: dict[str, Any], flow: Flow) -> Value:
         if given[name] is not None:
             flow.tie(layout.along(1, flow.units), flow.along(given[name], 0), STAYS)
     return layout
+
+
+@flow_rule("aten.instance_norm")
+def instance_norm(node: fx.Node, given: dict[str, Any], flow: Flow) -> Value:
+    """Every channel of every sample has statistics of its own."""
+    return batch_norm(node, given, flow)
 
 
 @flow_rule("aten.prelu")
@@ -130,6 +144,12 @@ def normed(layout: Layout, node: fx.Node, given: dict[str, Any], flow: Flow) -> 
         flow.tie(units, flow.along(each, 0), STAYS)
     flow.features.append(units)
     return layout.narrowed(rank - 1, flow.units)
+
+
+def _size(value: fx.Node, dim: int) -> int:
+    size = sizes_of(value)[dim]
+    assert isinstance(size, int), "weights have known sizes"
+    return size
 
 
 def _channels(value: fx.Node, weight: fx.Node, flow: Flow) -> int:

@@ -82,7 +82,8 @@ def propagate(program: Program, *, features: bool = False) -> Dependencies:
 
 
 def _constant(value: torch.Tensor | None, is_mutable: bool, flow: Flow) -> Layout:
-    if value is None or is_mutable or not value.is_floating_point():
+    # Weights, and the masks that they are multiplied by.
+    if value is None or is_mutable or not (value.is_floating_point() or value.dtype == torch.bool):
         return Layout()
     return Layout(tuple(Block((dim,), flow.units.new(size)) for dim, size in enumerate(value.shape) if size > 1))
 

@@ -25,6 +25,7 @@ from burnish.compiler.rewriter import Rewriter
 from burnish.passes.pruning.gradients import taylor
 from burnish.passes.pruning.groups import Group, Kind, groups_of
 from burnish.passes.pruning.importance import Importance, Scores, importance_of
+from burnish.passes.pruning.masks import masks_of
 from burnish.passes.pruning.propagate import Dependencies, propagate
 from burnish.passes.pruning.ranking import Ranking, Removal
 from burnish.passes.pruning.shrink import shrink, with_something_left
@@ -145,7 +146,11 @@ class Prune(Pass):
             "batch_norm" in use.operator for group in groups for member in group.members for use in member.uses
         ):
             raise OptionError("pass 'prune': 'batch-norm' needs batch norms: put prune before fold-batch-norm")
-        return [importance_of(each, program.constants, self.importance, context.seed) for each in groups]
+        constants = {
+            name: program.constants[name] * program.constants[mask] for name, mask in masks_of(program).items()
+        }
+        constants = {**program.constants, **constants}
+        return [importance_of(each, constants, self.importance, context.seed) for each in groups]
 
     def _smaller(self, program: Program, removal: Removal, ratio: float) -> Program:
         """Return a Program of which a part has gone."""

@@ -10,7 +10,7 @@ import torch
 from torch import fx
 
 from burnish.compiler.graphs import calls
-from burnish.compiler.operators import arguments, find_operator, schema_of
+from burnish.compiler.operators import arguments, find_operator, operator_name, schema_of
 from burnish.compiler.rewriter import Rewriter
 from burnish.passes.pruning.flow import sizes_of
 from burnish.passes.pruning.layouts import Layout
@@ -128,11 +128,14 @@ def _split(shrinking: _Shrinking, node: fx.Node, given: dict[str, Any]) -> dict[
 
 
 def _groups(shrinking: _Shrinking, node: fx.Node, given: dict[str, Any]) -> dict[str, Any]:
-    if given["groups"] == 1 or sizes_of(given["weight"])[1] != 1:
+    before = shrinking.shapes[given["weight"]]
+    transposed = "transpose" in operator_name(node.target) or given.get("transposed", False)
+    # Groups that can go have one input; the weight of a transposed convolution is [I, O / groups].
+    one_by_one = before[0] == given["groups"] if transposed else before[1] == 1
+    if given["groups"] == 1 or not one_by_one:
         return {}
-    # One input a group: the groups are the channels that are read.
     source = given["input"]
-    return {"groups": int(sizes_of(source)[len(sizes_of(source)) - len(sizes_of(given["weight"])) + 1])}
+    return {"groups": int(sizes_of(source)[len(sizes_of(source)) - len(before) + 1])}
 
 
 def _heads(shrinking: _Shrinking, node: fx.Node, given: dict[str, Any]) -> dict[str, Any]:
@@ -162,7 +165,15 @@ _LITERALS: dict[Any, _Literals] = {
         _unflatten: ("aten.unflatten.int",),
         _slice: ("aten.slice.Tensor",),
         _split: ("aten.split_with_sizes",),
-        _groups: ("aten.conv1d", "aten.conv2d", "aten.conv3d", "burnish.conv_act"),
+        _groups: (
+            "aten.conv1d",
+            "aten.conv2d",
+            "aten.conv3d",
+            "burnish.conv_act",
+            "aten.conv_transpose1d",
+            "aten.conv_transpose2d.input",
+            "aten.conv_transpose3d.input",
+        ),
         _heads: ("burnish.multi_head_attention", "burnish.self_attention", "burnish.rotary_embedding"),
         _group_norm: ("aten.group_norm",),
         _norm_of_features: (

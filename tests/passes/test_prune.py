@@ -295,3 +295,54 @@ def test_numbers_of_classes_hold_for_any_dtype() -> None:
     smaller, drift, _ = pruned(program)
     assert drift < 1e-12
     assert np.prod(smaller.constants["first.weight"].shape) == 8 * 3 * 9
+
+
+@pytest.mark.parametrize(
+    ("layer", "widths"),
+    [
+        (nn.ConvTranspose2d(16, 16, 3, groups=16), [8, 8]),
+        (nn.ConvTranspose2d(16, 16, 3, groups=4), [8, 8]),
+        (nn.ConvTranspose2d(16, 8, 3, groups=4), [8, 4]),
+        (nn.ConvTranspose2d(16, 4, 3, groups=4), [8, 4]),
+        (nn.ConvTranspose2d(16, 32, 3, groups=16), [8, 16]),
+    ],
+)
+@pytest.mark.parametrize("passes", ["canonicalize", "canonicalize,fuse"])
+def test_grouped_transposed_convolutions(layer: nn.ConvTranspose2d, widths: list[int], passes: str) -> None:
+    torch.manual_seed(0)
+    behind = nn.Conv2d(layer.out_channels, 4, 1)
+    model = nn.Sequential(
+        nn.Conv2d(3, 16, 3), nn.ReLU(), layer, nn.InstanceNorm2d(layer.out_channels, affine=True), behind
+    )
+    program = Pipeline.parse(passes).run(burnish.capture(model.eval(), (torch.randn(2, 3, 9, 9),)), Context())
+    smaller, drift, _ = pruned(program)
+    assert drift < 1e-5
+    assert [smaller.constants[name].shape[dim] for name, dim in (("0.weight", 0), ("4.weight", 1))] == widths
+
+
+def test_masks_go_with_their_weights() -> None:
+    x = torch.randn(2, 3, 12, 12)
+    program = Pipeline.parse("canonicalize,sparsify{ratio=0.6}").run(burnish.capture(_Two().eval(), (x,)), Context())
+    for name in ("first", "second"):
+        # What a mask hides does not count, however large it is.
+        hidden = ~program.constants[f"{name}.weight.mask"]
+        program.constants[f"{name}.weight"] = program.constants[f"{name}.weight"] + 100 * hidden
+    folded = Pipeline.parse("fold-constants").run(program, Context())
+    one, other = (Pipeline.parse("prune{ratio=0.5},fold-constants").run(each, Context()) for each in (program, folded))
+    assert _widths(Pipeline.parse("prune{ratio=0.5}").run(program, Context())) == [8, 12, 4]
+    assert torch.allclose(one(x), other(x), atol=1e-5)
+
+
+def test_products_of_two_activations() -> None:
+    class Scores(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.query, self.key, self.value = nn.Linear(8, 24), nn.Linear(8, 24), nn.Linear(8, 5)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return (self.query(x) @ self.key(x).transpose(1, 2)) @ self.value(x)  # type: ignore[no-any-return]
+
+    program = _canonical(Scores(), (torch.randn(2, 6, 8),))
+    smaller, drift, _ = pruned(program)
+    assert drift < 1e-5
+    assert smaller.constants["query.weight"].shape == (12, 8)
