@@ -27,6 +27,10 @@ bench: $(VENV)/ready
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[bench]'
 	$(BIN)/python -m benchmarks.quantization
 	$(BIN)/python -m benchmarks.quantization_accuracy
+	$(BIN)/python -m benchmarks.pruning
+	$(BIN)/python -m benchmarks.pruning_coverage
+	$(BIN)/python -m benchmarks.sparsity
+	$(BIN)/python -m benchmarks.pruning_accuracy
 
 coverage: $(VENV)/ready
 	$(BIN)/python -m benchmarks.coverage

@@ -107,7 +107,7 @@ def curve(bench: Bench, plot: str) -> None:
     runs = {
         f"{tool}, {estimate}, {ratio}": Run(
             tool=tool,
-            prune=f"ratio={ratio},round_to=8" if tool == "burnish" else "",
+            prune=f"ratio={ratio}" if tool == "burnish" else "",
             importance=estimate,
             ratio=ratio,
             steps=bench.steps,
@@ -151,7 +151,7 @@ def teachers(bench: Bench, _: str) -> None:
     }
     runs = {
         f"{name}, seed {seed}": Run(
-            prune="ratio=0.6,round_to=8", teachers=seeds, weighting=weighting, seed=seed, steps=bench.steps  # type: ignore[arg-type]
+            prune="ratio=0.6", teachers=seeds, weighting=weighting, seed=seed, steps=bench.steps  # type: ignore[arg-type]
         )
         for name, (seeds, weighting) in kinds.items()
         for seed in _SEEDS

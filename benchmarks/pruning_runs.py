@@ -1,6 +1,7 @@
 """One pruned and trained network of `pruning_accuracy`: burnish's or Torch-Pruning's, with the same training behind.
 
-Both are given the same ratio of every layer's channels, and keep multiples of 8. Torch-Pruning's module is captured
+Both are given the same ratio of every layer's channels. Torch-Pruning keeps multiples of 8, burnish what it chooses for
+the ONNX backend. Torch-Pruning's module is captured
 after pruning and trained by burnish's `recover` too: what differs is what was pruned, and nothing else.
 """
 
@@ -19,6 +20,7 @@ import burnish
 from benchmarks.fashion_data import FashionBatches
 from benchmarks.trained.fashion import fashion_mnist_pictures, load, normalized
 from burnish import Context, Pipeline, Program
+from burnish.compiler.loading import parse_backend
 from burnish.passes.recovery import Recover
 
 __all__ = ["Run", "make"]
@@ -67,7 +69,8 @@ def make(run: Run, path: Path) -> str:
     if run.prune:
         passes.append(f"prune{{{run.prune},importance={run.importance}}}")
     data = list(zip(torch.split(pictures, 64), torch.split(labels, 64), strict=True))
-    context = Context(calibration=data, seed=run.seed, progress=False)
+    backend, options = parse_backend("onnx")
+    context = Context(target=backend.target(options), calibration=data, seed=run.seed, progress=False)
     pruned = Pipeline(passes).run(program, context)
     teachers = tuple(burnish.capture(load(seed), (pictures[:2],)) for seed in run.teachers)
     training = Recover(
