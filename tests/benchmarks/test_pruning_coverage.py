@@ -25,11 +25,13 @@ def test_a_network_is_pruned_correctly(name: str, least: float) -> None:
     assert outcome.drift is not None and outcome.drift < 1e-5
 
 
-def test_a_model_of_which_nothing_can_go_is_refused() -> None:
-    entry = Entry("one-layer", "mlp", lambda: nn.Linear(3, 2), lambda batch: (torch.ones(batch, 3),))
-    outcome = by_burnish(entry, [0.5])[0.5]
-    assert outcome.verdict == "refused"
-    assert outcome.reason.startswith("prune found nothing to remove; what stays: ")
+def test_a_model_of_which_nothing_can_go() -> None:
+    norm = nn.Sequential(nn.Linear(3, 2), nn.LayerNorm(2), nn.Linear(2, 2))
+    for model, verdict in ((nn.Linear(3, 2), "nothing"), (norm, "refused")):
+        entry = Entry("small", "mlp", lambda model=model: model, lambda batch: (torch.ones(batch, 3),))  # type: ignore[misc]
+        outcome = by_burnish(entry, [0.5])[0.5]
+        assert outcome.verdict == verdict
+        assert outcome.reason.startswith("prune found nothing to remove; what stays: ")
 
 
 @pytest.mark.slow
