@@ -18,7 +18,7 @@ from burnish.compiler.numerics import worst_drift
 from tests.random_programs import programs
 
 _SETTINGS = settings(
-    max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large]
+    max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large]
 )
 _BEFORE = ("canonicalize", "canonicalize,fold-constants,cse", "canonicalize,fold-batch-norm,fold-constants,fuse,dce")
 _LOSSY = (
@@ -82,7 +82,7 @@ def test_passes_meet(text: str, parts: tuple[str, list[str]]) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("backend", ["onnx", "torchscript"])
 @given(text=programs(), parts=_PIPELINES, after=st.sampled_from(_AFTER))
-@settings(_SETTINGS, max_examples=12)
+@settings(_SETTINGS, max_examples=6)
 def test_backends_agree(backend: str, text: str, parts: tuple[str, list[str]], after: str) -> None:
     program = Program.parse(text)
     _usable(program)
