@@ -48,11 +48,12 @@ class Removal:
         found = []
         for group, score, count, most in zip(self.groups, self.scores, counts, self.most, strict=True):
             size = len(group.classes)
-            stays = max(size - count, size - int(size * most + 1e-9), 1)
+            least = max(size - int(size * most + 1e-9), 1)
+            stays = max(size - count, least)
             step = self._step(group)
             # Up where a number was asked for, or little would be left; else to the nearest.
             rounded = -(-stays // step) * step if self.is_exact else max(step, (stays + step // 2) // step * step)
-            rounded = max(rounded, -(-(size - int(size * most + 1e-9)) // step) * step)
+            rounded = max(rounded, -(-least // step) * step)
             found.append(np.argsort(score, kind="stable")[: size - min(rounded, size)])
         return found
 

@@ -1,19 +1,22 @@
 """Checkpoints of a training: what it takes to go on after a kill with the same result, in one safetensors file.
 
-A file is named after everything that decides the result: the Program with its constants, the options, the seed. So one
-folder serves several trainings, the rounds of a `repeat` among them, and none goes on from another's.
+A file is named after what decides the result: the Program and its teachers with their constants, the options, the seed.
+So one folder serves several trainings, the rounds of a `repeat` among them, and none goes on from another's. Not
+handled: other data, or another function as a loss, under the same options; give them a folder of their own.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
+from torch import nn
 
 from burnish.compiler.atomic import atomic_path
 from burnish.compiler.errors import FileFormatError, InputError
@@ -49,22 +52,21 @@ class Checkpoints:
     Args:
         folder: where it is, made when needed.
         program: as it is before.
+        teachers: what it learns from.
         text: the options, and what else decides the result.
 
     Raises:
         InputError: the folder cannot be made.
     """
 
-    def __init__(self, folder: Path, program: Program, text: str) -> None:
+    def __init__(self, folder: Path, program: Program, teachers: Sequence[Program | nn.Module], text: str) -> None:
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise InputError(f"{folder}: cannot be made for checkpoints: {error.strerror or error}") from error
-        digest = hashlib.sha256(f"{text}\n{program.print()}".encode())
-        for name, value in sorted(program.used_constants().items()):
-            digest.update(name.encode())
-            digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-        self.path = folder / f"recover-{digest.hexdigest()[:16]}.safetensors"
+        parts = [text, _digest_of(program), *map(_digest_of, teachers)]
+        name = hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
+        self.path = folder / f"recover-{name}.safetensors"
 
     def save(self, checkpoint: Checkpoint) -> None:
         """Write the file; one that was there stays whole until the new one is."""
@@ -100,3 +102,13 @@ class Checkpoints:
             raise FileFormatError(
                 f"{self.path}: this is no checkpoint of burnish, or it is truncated: remove it"
             ) from error
+
+
+def _digest_of(model: Program | nn.Module) -> str:
+    """Return a hash of what a model computes: of a Program its text and constants, of a module its form and state."""
+    digest = hashlib.sha256((model.print() if isinstance(model, Program) else repr(model)).encode())
+    constants = model.used_constants() if isinstance(model, Program) else model.state_dict()
+    for name, value in sorted(constants.items()):
+        digest.update(name.encode())
+        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()

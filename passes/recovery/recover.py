@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -119,7 +119,10 @@ class Recover(Pass):
             regrowing = Regrowing(module, self.regrow, self.regrow_every, self.regrow_part, steps)
         checkpoints = None
         if self.checkpoint:
-            checkpoints = Checkpoints(Path(self.checkpoint), program, f"{self._key()} {steps} {context.seed}")
+            # Text has no addresses of Python's objects, so that another process finds the file.
+            text = f"{replace(self, checkpoint='', data=None, teachers=())} {steps} {context.seed}"
+            followed = [teacher.model for teacher in teachers]
+            checkpoints = Checkpoints(Path(self.checkpoint), program, followed, text)
         with torch.random.fork_rng(devices=[]), torch.enable_grad():
             torch.manual_seed(context.seed)
             result = Training(
@@ -175,7 +178,8 @@ class Recover(Pass):
         )
 
     def _check_features(self, module: Trainable) -> None:
-        missing = [name for name in self.features if name not in module.names()]
+        names = module.names()
+        missing = [name for name in self.features if name not in names]
         if missing:
             raise OptionError(
                 f"pass 'recover': option 'features': the program has no node {missing[0]!r}: `burnish print` shows them"
@@ -214,12 +218,6 @@ class Recover(Pass):
             weight_decay=self.weight_decay,
             schedule=self.schedule,
             precision=self.precision,
-        )
-
-    def _key(self) -> str:
-        """Return the options that decide the result: where checkpoints lie is none."""
-        return str(
-            [(name, str(value)) for name, value in vars(self).items() if name not in ("checkpoint", "data", "teachers")]
         )
 
 

@@ -302,6 +302,23 @@ def test_a_checkpoint_continues_with_the_same_result(
     assert len(list(tmp_path.iterdir())) == 2  # another training has a file of its own
 
 
+def test_checkpoints_of_other_teachers_are_not_taken(tmp_path: Path) -> None:
+    def trained(seed: int) -> torch.Tensor:
+        for teacher in (_model(seed), Pipeline.parse("canonicalize").run(_captured(_model(seed)), Context())):
+            loss = lambda outputs, _: outputs.square().mean()  # noqa: E731  its text has an address
+            options = Recover(steps=3, teachers=(teacher,), loss=loss, checkpoint=str(tmp_path),
+                              data=[(_DATA[0], None)])  # fmt: skip
+            found = _run(["canonicalize", options])[0].constants["0.weight"]
+        return found
+
+    first, second = trained(1), trained(2)
+    assert not torch.equal(first, second)
+    # Two teachers, each as a module and as a Program; the same ones again find their files.
+    assert len(list(tmp_path.iterdir())) == 4
+    assert torch.equal(trained(1), first)
+    assert len(list(tmp_path.iterdir())) == 4
+
+
 _KILLED = """
 import sys, torch, burnish
 from torch import nn
