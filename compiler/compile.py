@@ -6,10 +6,11 @@ import inspect
 import os
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch.export import ExportedProgram
@@ -173,6 +174,8 @@ class _Job:
     verify: int
     progress: bool
     seed: int
+    # What was measured, while somebody holds it: a search compares everything with the same Program.
+    lowered: WeakKeyDictionary[Program, Artifact] = field(default_factory=WeakKeyDictionary)
 
     def run_call(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[Program, Artifact, Report]:
         """Compile with the arguments of the first call as example inputs."""
@@ -235,12 +238,14 @@ class _Job:
 
     def _measure(self, programs: Sequence[Program]) -> list[float]:
         """Return seconds per call of what the backend makes of each, behind its own passes; the best of some turns."""
-        default, context = self.backend.default_passes(self.options), Context(target=self.backend.target(self.options))
-        called = []
+        timed = []
         for program in programs:
-            finished = run_pipeline(default, program, context, verify=0)[0]
-            called.append(partial(_call, self.backend.emit(finished, self.options), program))
-        turns = [[benchmark(call, _TURN).median for call in called] for _ in range(_TURNS)]
+            if program not in self.lowered:
+                context = Context(target=self.backend.target(self.options))
+                finished = run_pipeline(self.backend.default_passes(self.options), program, context, verify=0)[0]
+                self.lowered[program] = self.backend.emit(finished, self.options)
+            timed.append(partial(_call, self.lowered[program], program))
+        turns = [[benchmark(call, _TURN).median for call in timed] for _ in range(_TURNS)]
         return [min(times) for times in zip(*turns, strict=True)]
 
     def _compare(self, captured: Program, program: Program, artifact: Artifact, report: Report) -> None:
