@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from torch import fx
 
+from burnish.compiler.conditional import conditional
 from burnish.compiler.graphs import calls
 from burnish.compiler.operators import arguments, operator_name
 from burnish.compiler.program import Program
@@ -39,23 +40,33 @@ class Use:
 def uses_of(program: Program) -> dict[str, list[Use]]:
     """Return the uses of every constant that some graph reads, by name, in order."""
     found: dict[str, list[Use]] = {}
-    for _, graph in program.all_graphs():
-        stands_for: dict[fx.Node, frozenset[str]] = {}
-        for node in graph.find_nodes(op="get_attr"):
-            if node.target in program.constants:
-                stands_for[node] = frozenset({str(node.target)})
-                found.setdefault(str(node.target), [])
-        for node in calls(graph):
-            read = node.all_input_nodes
-            if read and all(each in stands_for for each in read):
-                stands_for[node] = frozenset().union(*(stands_for[each] for each in read))
-                continue
-            slots = _slots(node) if any(each in stands_for for each in read) else {}
-            for each in read:
-                for name in sorted(stands_for.get(each, ())):
-                    use = (Use(node, operator_name(node.target), slot) for slot in slots.get(each, [""]))
-                    found[name] += use
+    for graph in program.graphs.values():
+        _collect(program, graph, {}, found)
     return found
+
+
+def _collect(
+    program: Program, graph: fx.Graph, stands_for: dict[fx.Node, frozenset[str]], found: dict[str, list[Use]]
+) -> None:
+    """Add the uses in a graph; `stands_for` has the constants that its inputs are, in a branch."""
+    for node in graph.find_nodes(op="get_attr"):
+        if node.target in program.constants:
+            stands_for[node] = frozenset({str(node.target)})
+            found.setdefault(str(node.target), [])
+    for node in calls(graph):
+        choice, read = conditional(node), node.all_input_nodes
+        if choice is not None:
+            inside = {each: stands_for[operand] for each, operand in choice.inputs(program) if operand in stands_for}
+            for name in choice.branches:
+                _collect(program, program.branches[name], inside, found)
+            continue
+        if read and all(each in stands_for for each in read):
+            stands_for[node] = frozenset().union(*(stands_for[each] for each in read))
+            continue
+        slots = _slots(node) if any(each in stands_for for each in read) else {}
+        for each in read:
+            for name in sorted(stands_for.get(each, ())):
+                found[name] += (Use(node, operator_name(node.target), slot) for slot in slots.get(each, [""]))
 
 
 def is_parameter(uses: list[Use]) -> bool:

@@ -21,10 +21,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import fx
 
 from burnish.compiler import cost_fused  # noqa: F401  registers its rules
+from burnish.compiler.conditional import Conditional, conditional
 from burnish.compiler.cost_memory import Storage, live_bytes
 from burnish.compiler.cost_numbers import Number, Shape, evaluated, larger, total
 from burnish.compiler.cost_rules import Work, work_of
@@ -237,7 +237,7 @@ class _Costing:
 
     def graph(self, name: str, graph: fx.Graph, is_branch: bool = False) -> list[NodeCost]:
         storage = Storage(graph)
-        conditionals = {node: self._conditional(node) for node in storage.order if _is_cond(node)}
+        conditionals = {node: self._conditional(found) for node in storage.order if (found := conditional(node))}
         temporary = {node: figures.peak_activation_bytes for node, figures in conditionals.items()}
         alive = live_bytes(graph, storage, temporary, count_inputs=not is_branch)
         modules: dict[Any, str] = {}
@@ -273,8 +273,8 @@ class _Costing:
         read, written = storage.traffic(node)
         return Figures(flops=work.flops, macs=work.macs, bytes_read=read, bytes_written=written)
 
-    def _conditional(self, node: fx.Node) -> Figures:
-        both = [self._branch(str(branch.target)) for branch in node.args[1:3] if isinstance(branch, fx.Node)]
+    def _conditional(self, found: Conditional) -> Figures:
+        both = [self._branch(name) for name in found.branches]
         return Figures(
             **{field.name: larger(getattr(figures, field.name) for figures in both) for field in fields(Figures)}
         )
@@ -284,10 +284,6 @@ class _Costing:
             nodes = self.graph(name, self.program.branches[name], is_branch=True)
             self.branches[name] = _sum(nodes, self.constants)
         return self.branches[name]
-
-
-def _is_cond(node: fx.Node) -> bool:
-    return node.target is torch.ops.higher_order.cond
 
 
 def _sum(nodes: Sequence[NodeCost], table: Mapping[str, tuple[int, int]]) -> Figures:

@@ -248,6 +248,11 @@ class Rewriter:
             self._touch_users(node)
             self.changed = True
 
+    def set_input_type(self, node: fx.Node, value: Any) -> None:
+        """Give an input of a branch the type of an operand; the caller types anew what reads it."""
+        node.meta["val"] = value
+        self.changed = True
+
     def redirect(self, user: fx.Node, old: fx.Node, new: fx.Node) -> None:
         """Let `user`, an operator or the outputs, read `new` wherever it reads `old`, which has the same type."""
         with self._grouped("redirect"):

@@ -11,6 +11,7 @@ from torch import fx
 from torch.utils import _pytree as pytree
 
 from burnish import Program, Rewriter
+from burnish.compiler.conditional import conditional
 from burnish.compiler.graphs import calls
 from burnish.compiler.numerics import worst_drift
 from burnish.compiler.operators import arguments, operator_name
@@ -53,7 +54,11 @@ def pruned(program: Program, ratio: float = 0.5, seed: int = 0) -> tuple[Program
 def with_zeros(program: Program, dependencies: Dependencies, kept: np.ndarray) -> Program:
     """Return `program` with zeros where consumers read what goes."""
     found = program.copy()
-    read = {each for _, graph in program.all_graphs() for node in calls(graph) for each in _consumed(node)}
+    nodes = [node for _, graph in program.all_graphs() for node in calls(graph)]
+    stands_for = {
+        inside: operand for node in nodes if (choice := conditional(node)) for inside, operand in choice.inputs(program)
+    }
+    read = {each for node in nodes for each in _consumed(node, stands_for)}
     for name, dims in dependencies.constants.items():
         for dim, units in dims.items():
             if (name, dim) in read:
@@ -70,7 +75,7 @@ def _mask_products(program: Program, dependencies: Dependencies, kept: np.ndarra
     nodes = [
         node for _, graph in program.all_graphs() for node in graph.nodes if node.op in ("get_attr", "call_function")
     ]
-    layouts = dict(zip(nodes, dependencies.layouts.values(), strict=True))
+    layouts = propagate(program).layouts
     rewriter = Rewriter(program, "oracle")
     for node in nodes:
         sides = _PRODUCTS.get(operator_name(node.target)) if node.op == "call_function" else None
@@ -78,7 +83,7 @@ def _mask_products(program: Program, dependencies: Dependencies, kept: np.ndarra
             continue
         left, right = (arguments(node)[side] for side in sides)
         block = layouts[left].block(left.meta["val"].dim() - 1) if left in layouts else None
-        if block is None or _origin(left, 0) or _origin(right, 0):
+        if block is None or _origin(left, 0, {}) or _origin(right, 0, {}):
             continue
         axis = block.dims.index(left.meta["val"].dim() - 1)
         units = np.moveaxis(block.units, axis, 0).reshape(block.units.shape[axis], -1)
@@ -88,28 +93,31 @@ def _mask_products(program: Program, dependencies: Dependencies, kept: np.ndarra
         rewriter.redirect(node, left, masked)
 
 
-def _consumed(node: fx.Node) -> list[tuple[str, int]]:
+def _consumed(node: fx.Node, stands_for: dict[fx.Node, fx.Node]) -> list[tuple[str, int]]:
     """Return the constants, with a dimension, through which an operator reads and sums up channels."""
     name, given = operator_name(node.target), arguments(node)
     if name in _READ or name == "burnish.conv_act":
         weight, dim = given["weight"], _READ.get(name, 0 if given.get("transposed") else 1)
         shape, groups = weight.meta["val"].shape, given.get("groups", 1)
         depthwise = groups > 1 and (shape[0] == groups if dim == 0 else shape[1] == 1)
-        return [] if depthwise else _origin(weight, dim)
+        return [] if depthwise else _origin(weight, dim, stands_for)
     if name == "aten.einsum":
         left, _, result = given["equation"].replace(" ", "").partition("->")
         terms = zip(given["tensors"], left.split(","), strict=True)
         summed = [(each, dim) for each, term in terms for dim, letter in enumerate(term) if letter not in result]
-        return [found for each, dim in summed for found in _origin(each, dim)]
+        return [found for each, dim in summed for found in _origin(each, dim, stands_for)]
     if name in _PRODUCTS:
         operands = [(given[each], dim) for each, dim in zip(_PRODUCTS[name], (-1, -2), strict=True)]
-        return [found for each, dim in operands for found in _origin(each, dim % each.meta["val"].dim())]
+        return [found for each, dim in operands for found in _origin(each, dim % each.meta["val"].dim(), stands_for)]
     return []
 
 
-def _origin(value: fx.Node, dim: int) -> list[tuple[str, int]]:
+def _origin(value: fx.Node, dim: int, stands_for: dict[fx.Node, fx.Node]) -> list[tuple[str, int]]:
     """Return the constant that `value` is, or is a part of, and the dimension of it that `dim` is; [] where none is."""
-    while value.op == "call_function":
+    while value.op == "call_function" or value in stands_for:
+        if value in stands_for:
+            value = stands_for[value]
+            continue
         given, name = arguments(value), operator_name(value.target)
         if name == "aten.select.int":
             dim += dim >= given["dim"]

@@ -12,6 +12,7 @@ from torch._ops import HigherOrderOperator, OpOverload
 from burnish.backends.onnx.decompose import Translations, missing, translations
 from burnish.backends.onnx.model import DTYPES
 from burnish.compiler.backend import Finding
+from burnish.compiler.conditional import COND
 from burnish.compiler.graphs import name_of
 from burnish.compiler.operators import arguments, is_mutating, operator_name
 from burnish.compiler.program import Program
@@ -51,9 +52,7 @@ def _reason(node: fx.Node, known: Translations, program: Program) -> str:
 def _operator_reason(node: fx.Node, known: Translations, program: Program) -> str:
     target: Any = node.target
     if isinstance(target, HigherOrderOperator):
-        return (
-            "" if target is torch.ops.higher_order.cond else "of the higher-order operators only cond can be expressed"
-        )
+        return "" if target is COND else "of the higher-order operators only cond can be expressed"
     if isinstance(target, OpOverload) and is_mutating(target):
         return "" if target is torch.ops.aten.copy_.default else "it writes to its input"
     if "divisor_override" in arguments(node) and arguments(node)["divisor_override"] is not None:

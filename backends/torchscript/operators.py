@@ -14,11 +14,11 @@ from torch import fx
 from torch._ops import HigherOrderOperator, OpOverload
 
 from burnish.backends.torchscript.quantized_arithmetic import ARITHMETIC
+from burnish.compiler.conditional import COND
 from burnish.compiler.operators import operator_name
 
-__all__ = ["CONDITION", "METHODS", "SIZE_OPERATORS", "method_of", "refusal", "size_expression"]
+__all__ = ["METHODS", "SIZE_OPERATORS", "method_of", "refusal", "size_expression"]
 
-CONDITION = torch.ops.higher_order.cond
 _NATIVE = ("aten",)
 
 _INFIX = {
@@ -85,7 +85,7 @@ def refusal(node: fx.Node) -> str | None:
     """Return why TorchScript cannot call the operator of `node`, or None when it can."""
     target: Any = node.target
     if isinstance(target, HigherOrderOperator):
-        return None if target is CONDITION else "TorchScript has no such higher-order operator, only cond"
+        return None if target is COND else "TorchScript has no such higher-order operator, only cond"
     if not isinstance(target, OpOverload):
         name = operator_name(target)
         known = name == "getitem" or size_expression(name, ["_"] * max(3, len(node.args)), node.meta.get("val"))

@@ -26,7 +26,8 @@ from torch._ops import OpOverload
 from burnish.backends.torchscript.fused import fused_expression, has_expression
 from burnish.backends.torchscript.layout import Layout
 from burnish.backends.torchscript.literals import UnwritableError, literal
-from burnish.backends.torchscript.operators import CONDITION, METHODS, SIZE_OPERATORS, method_of, size_expression
+from burnish.backends.torchscript.operators import METHODS, SIZE_OPERATORS, method_of, size_expression
+from burnish.compiler.conditional import Conditional, conditional
 from burnish.compiler.errors import BackendError
 from burnish.compiler.graphs import name_of, output_of, placeholders
 from burnish.compiler.operators import is_mutating, operator_name, schema_of
@@ -134,8 +135,9 @@ class _Writer:
     def _call(self, node: fx.Node, known: dict[fx.Node, str], indent: str) -> None:
         target: Any = node.target
         refer = self._reader(node, known)
-        if target is CONDITION:
-            self._condition(node, known, indent)
+        choice = conditional(node)
+        if choice is not None:
+            self._condition(node, choice, known, indent)
         elif target in _HINTS:
             return
         elif target in SIZE_OPERATORS:
@@ -190,18 +192,17 @@ class _Writer:
                 continue
             yield f"{name}={literal(value, kinds[name], refer)}"
 
-    def _condition(self, node: fx.Node, known: dict[fx.Node, str], indent: str) -> None:
-        predicate, when_true, when_false, *rest = node.args
-        operands = rest[0] if rest else node.kwargs.get("operands", ())
-        assert isinstance(operands, (list, tuple))
+    def _condition(self, node: fx.Node, choice: Conditional, known: dict[fx.Node, str], indent: str) -> None:
         result = self.names.take(name_of(node))
         refer = self._reader(node, known)
-        test = f"bool({literal(predicate, '', refer)})"
-        for head, branch in ((f"if {test}:", when_true), ("else:", when_false)):
-            assert isinstance(branch, fx.Node)
-            graph = self.program.branches[str(branch.target)]
+        test = f"bool({literal(choice.predicate, '', refer)})"
+        for head, branch in zip((f"if {test}:", "else:"), choice.branches, strict=True):
+            graph = self.program.branches[branch]
             self.lines.append(f"{indent}{head}")
-            inner = {each: literal(value, "", refer) for each, value in zip(placeholders(graph), operands, strict=True)}
+            inner = {
+                each: literal(value, "", refer)
+                for each, value in zip(placeholders(graph), choice.operands, strict=True)
+            }
             values = self._body(graph, inner, indent + "  ")
             parts = [literal(value, "", self._reader(output_of(graph), inner)) for value in values]
             self._line(node, f"{result} = ({', '.join(parts)},)", indent + "  ")

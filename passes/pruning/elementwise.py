@@ -67,6 +67,13 @@ def reduced(node: fx.Node, given: dict[str, Any], flow: Flow) -> Value:
     return layout.moved({dim: place for place, dim in enumerate(rest)})
 
 
+@flow_rule("aten.sum", "aten.mean", "aten.max", "aten.min", "aten.prod", "aten.std", "aten.var", "aten.any", "aten.all")
+def reduced_wholly(node: fx.Node, given: dict[str, Any], flow: Flow) -> Value:
+    """One number is left."""
+    flow.freeze(given["self"], _REDUCED)
+    return Layout()
+
+
 @flow_rule("aten.max.dim", "aten.min.dim", "aten.median.dim", "aten.topk", "aten.sort", "aten.kthvalue")
 def ranked(node: fx.Node, given: dict[str, Any], flow: Flow) -> Value:
     """Values and places along one dimension, which stays."""

@@ -11,19 +11,22 @@ Not handled: a view that joins channels with a dynamic dimension, as batch and h
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from torch import fx
 
+from burnish.compiler.conditional import Conditional, conditional
+from burnish.compiler.graphs import output_of
 from burnish.compiler.operators import arguments, operator_name
 from burnish.compiler.program import Program
 from burnish.passes.canonical.weights import described
 from burnish.passes.pruning import einsum, fused, layers, products, views
 from burnish.passes.pruning.elementwise import elementwise
-from burnish.passes.pruning.flow import Flow, Value, rule_of
+from burnish.passes.pruning.flow import Flow, Value, rule_of, sizes_of
 from burnish.passes.pruning.layouts import Block, Layout
 from burnish.passes.pruning.units import Classes, Flags, Numbers
 
@@ -60,25 +63,63 @@ def propagate(program: Program, *, features: bool = False) -> Dependencies:
         program: may be fused.
         features: features that a norm takes statistics over may go: the statistics are then of the others.
     """
-    flow, unknown = Flow(cuts_features=features), Counter[str]()
-    constants: dict[str, Layout] = {}
-    mutable = program.mutable_constants()
-    for _, graph in program.all_graphs():
+    walk = _Walk(program, Flow(cuts_features=features))
+    for graph in program.graphs.values():
+        walk.graph(graph)
+        for each in output_of(graph).all_input_nodes:
+            walk.flow.freeze(each, "it is an output")
+    found = {
+        name: {dim: block.units for block in layout.blocks for dim in block.dims}
+        for name, layout in walk.constants.items()
+    }
+    flow = walk.flow
+    return Dependencies(_separable(flow), found, flow.layouts, walk.unknown, flow.heads, flow.features)
+
+
+class _Walk:
+    """Takes units through graphs, and from a `cond` into its branches and back."""
+
+    def __init__(self, program: Program, flow: Flow) -> None:
+        self.program, self.flow = program, flow
+        self.constants: dict[str, Layout] = {}
+        self.unknown = Counter[str]()
+        self.mutable = program.mutable_constants()
+
+    def graph(self, graph: fx.Graph) -> None:
         for node in graph.nodes:
             if node.op == "get_attr":
                 name = str(node.target)
-                if name not in constants:
-                    constants[name] = _constant(program.constants.get(name), name in mutable, flow)
-                flow.layouts[node] = constants[name]
+                if name not in self.constants:
+                    value = self.program.constants.get(name)
+                    self.constants[name] = _constant(value, name in self.mutable, self.flow)
+                self.flow.layouts[node] = self.constants[name]
             elif node.op == "call_function":
-                flow.layouts[node] = _result(node, flow, unknown)
-            elif node.op == "output":
-                for each in node.all_input_nodes:
-                    flow.freeze(each, "it is an output")
-    found = {
-        name: {dim: block.units for block in layout.blocks for dim in block.dims} for name, layout in constants.items()
-    }
-    return Dependencies(_separable(flow), found, flow.layouts, unknown, flow.heads, flow.features)
+                choice = conditional(node)
+                self.flow.layouts[node] = (
+                    _result(node, self.flow, self.unknown) if choice is None else self._chosen(choice)
+                )
+
+    def _chosen(self, choice: Conditional) -> Value:
+        """Return what both branches give: whichever runs, the same units go."""
+        flow = self.flow
+        for inside, operand in choice.inputs(self.program):
+            if inside in flow.layouts:
+                self._together([inside, operand])
+            else:
+                flow.layouts[inside] = flow.layout(operand)
+        outputs = []
+        for name in choice.branches:
+            graph = self.program.branches[name]
+            # Another `cond` may have been here.
+            if output_of(graph) not in flow.layouts:
+                self.graph(graph)
+                flow.layouts[output_of(graph)] = Layout()
+            outputs.append(output_of(graph).args[0])
+        return [self._together(list(both)) for both in zip(*outputs, strict=True)]
+
+    def _together(self, values: Sequence[Any]) -> Layout:
+        operands = [(self.flow.layout(each), sizes_of(each)) for each in values]
+        return self.flow.broadcast(operands, "the other branch keeps it")
 
 
 def _constant(value: torch.Tensor | None, is_mutable: bool, flow: Flow) -> Layout:

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import fx
 
+from burnish.compiler.conditional import Conditional, conditional
 from burnish.compiler.graphs import calls
 from burnish.compiler.operators import arguments, find_operator, operator_name, schema_of
 from burnish.compiler.rewriter import Rewriter
@@ -61,12 +62,27 @@ class _Shrinking:
                 assert value is not None
                 smaller[name] = value.index_select(dim, torch.from_numpy(np.flatnonzero(stays)))
         changed = self.rewriter.replace_constants(smaller)
-        for _, graph in program.all_graphs():
-            for node in calls(graph):
-                if not changed.isdisjoint(node.all_input_nodes):
-                    given = _LITERALS[node.target](self, node, arguments(node)) if node.target in _LITERALS else {}
-                    _set_arguments(self.rewriter, node, given)
-                    changed.add(node)
+        for graph in program.graphs.values():
+            self._change(graph, changed)
+
+    def _change(self, graph: fx.Graph, changed: set[fx.Node]) -> bool:
+        """Change what reads something of `changed`, which grows; tell whether the results may have."""
+        for node in calls(graph):
+            choice = conditional(node)
+            if self._changed_inside(choice, changed) if choice else not changed.isdisjoint(node.all_input_nodes):
+                given = _LITERALS[node.target](self, node, arguments(node)) if node.target in _LITERALS else {}
+                _set_arguments(self.rewriter, node, given)
+                changed.add(node)
+        return not changed.isdisjoint(graph.nodes)
+
+    def _changed_inside(self, choice: Conditional, changed: set[fx.Node]) -> bool:
+        program = self.rewriter.program
+        for inside, operand in choice.inputs(program):
+            if operand in changed:
+                self.rewriter.set_input_type(inside, operand.meta["val"])
+                changed.add(inside)
+        found = [self._change(program.branches[name], changed) for name in choice.branches]
+        return any(found)
 
     def along(self, layout: Layout, dim: int) -> Flags | None:
         """Return which positions along a dimension stay, [size]; None where all do."""
@@ -110,7 +126,9 @@ def _slice(shrinking: _Shrinking, node: fx.Node, given: dict[str, Any]) -> dict[
     stays = shrinking.along(layout, given["dim"] % rank)
     if stays is None:
         return {}
-    start, end, _ = slice(given["start"], given["end"]).indices(len(stays))
+    start, end, step = slice(given["start"], given["end"], given["step"]).indices(len(stays))
+    if step > 1:
+        return {"start": start, "end": int(stays.sum())}
     return {"start": int(stays[:start].sum()), "end": int(stays[:end].sum())}
 
 

@@ -95,12 +95,20 @@ def repeated_each(node: fx.Node, given: dict[str, Any], flow: Flow) -> Value:
 
 @flow_rule("aten.slice.Tensor")
 def sliced(node: fx.Node, given: dict[str, Any], flow: Flow) -> Value:
-    """A window along one dimension."""
-    source, dim = given["self"], given["dim"] % len(sizes_of(node))
+    """A window along one dimension, or every `step`-th position of all of it."""
+    source, dim, step = given["self"], given["dim"] % len(sizes_of(node)), given["step"]
     start, end = (0 if given["start"] is None else given["start"]), (_END if given["end"] is None else given["end"])
-    if not isinstance(start, int) or not isinstance(end, int) or given["step"] != 1:
-        return flow.kept(source, "it is sliced by sizes or in steps", [dim])
-    return flow.layout(source).window(dim, slice(start, end), flow.units)
+    if not isinstance(start, int) or not isinstance(end, int) or not isinstance(step, int):
+        return flow.kept(source, "it is sliced by sizes", [dim])
+    index, size = slice(start, end, step), sizes_of(source)[dim]
+    if step > 1:
+        if not isinstance(size, int) or size % step or len(range(size)[index]) != size // step:
+            return flow.kept(source, "it is sliced in steps that leave some over", [dim])
+        units = flow.along(source, dim)
+        if units is not None:
+            # What stands between two steps goes with them: the others are still that far apart.
+            flow.units.tie_along(units.reshape(-1, step), 1)
+    return flow.layout(source).window(dim, index, flow.units)
 
 
 @flow_rule("aten.select.int")

@@ -71,7 +71,7 @@ def test_networks_of_which_little_can_go(name: str) -> None:
     entry = _ZOO[name]
     _, drift, dependencies = pruned(_canonical(entry.model(), entry.inputs(2)))
     assert drift < 1e-4
-    if name in ("condition", "lstm"):
+    if name == "lstm":
         assert sum(dependencies.unknown.values()) == 1
 
 
@@ -346,3 +346,59 @@ def test_products_of_two_activations() -> None:
     smaller, drift, _ = pruned(program)
     assert drift < 1e-5
     assert smaller.constants["query.weight"].shape == (12, 8)
+
+
+class _Branches(nn.Module):
+    """Sixteen channels go into a `cond`, whose branches have twelve of their own, and come out of it."""
+
+    def __init__(self, reuse: bool) -> None:
+        super().__init__()
+        self.reuse = reuse
+        self.first, self.last, self.head = nn.Conv2d(3, 16, 3), nn.Conv2d(16, 16, 1), nn.Linear(16, 5)
+        self.inner, self.outer = nn.Conv2d(16, 12, 3, padding=1), nn.Conv2d(12, 16, 1)
+
+    def deep(self, x: torch.Tensor) -> torch.Tensor:
+        return self.outer(self.inner(x).sigmoid()).sigmoid()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        predicate, x = x.sum() > 0, self.first(x).sigmoid()
+        for _ in range(2 if self.reuse else 1):
+            (x,) = torch.cond(predicate, lambda y: (self.deep(y),), lambda y: (y * 0.5,), (x,))
+        return self.head(self.last(x).sigmoid().mean((2, 3)))
+
+
+@pytest.mark.parametrize("reuse", [False, True])
+def test_branches(reuse: bool) -> None:
+    inputs = (torch.randn(2, 3, 8, 8),)
+    program = _canonical(_Branches(reuse), inputs)
+    smaller, drift, dependencies = pruned(program)
+    assert drift < 1e-4 and not dependencies.unknown
+    widths = {name: tuple(value.shape[:2]) for name, value in smaller.constants.items() if value.dim() == 4}
+    assert widths == {"first.weight": (8, 3), "inner.weight": (6, 8), "outer.weight": (8, 6), "last.weight": (8, 8)}
+    for predicate in (-1.0, 1.0):
+        with torch.no_grad():
+            program(inputs[0] * predicate), smaller(inputs[0] * predicate)
+    assert Program.parse(smaller.print(), smaller.constants).print() == smaller.print()
+    for backend in ("onnx", "torchscript"):
+        compiled = burnish.compile(smaller.copy(), [], backend=backend, progress=False)
+        torch.testing.assert_close(compiled(*inputs), smaller(*inputs), rtol=1e-4, atol=1e-5)
+
+
+class _Interleaved(nn.Module):
+    """Gates in even columns and values in odd ones, as gpt-oss has them."""
+
+    def __init__(self, features: int, step: int) -> None:
+        super().__init__()
+        self.step = step
+        self.first, self.last = nn.Linear(6, features), nn.Linear(-(-features // step), 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.first(x)
+        return self.last(x[..., :: self.step].sigmoid() * x[..., 1 :: self.step])
+
+
+def test_slices_in_steps() -> None:
+    program = _canonical(_Interleaved(24, 2), (torch.randn(2, 6),))
+    smaller, drift, _ = pruned(program)
+    assert drift < 1e-4
+    assert smaller.constants["first.weight"].shape == (12, 6) and smaller.constants["last.weight"].shape == (4, 6)
