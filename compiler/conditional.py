@@ -1,8 +1,8 @@
-"""Conditionals: the operator `cond`, and the graphs that it chooses from."""
+"""Conditionals: the operator `cond`, and the graphs that it chooses from, which may have a `cond` themselves."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +14,7 @@ from burnish.compiler.graphs import placeholders
 if TYPE_CHECKING:
     from burnish.compiler.program import Program
 
-__all__ = ["COND", "Conditional", "conditional"]
+__all__ = ["COND", "Conditional", "branch_module", "conditional"]
 
 COND = torch.ops.higher_order.cond
 
@@ -37,6 +37,13 @@ class Conditional:
         """Yield every placeholder of both branches, with its operand."""
         for name in self.branches:
             yield from zip(placeholders(program.branches[name]), self.operands, strict=True)
+
+
+def branch_module(branches: Mapping[str, fx.Graph], name: str) -> fx.GraphModule:
+    """Return a branch, with the branches that it refers to, as a module, which is what `cond` takes."""
+    inner = {str(node.target) for node in branches[name].find_nodes(op="get_attr")}
+    modules: dict[str, Any] = {each: branch_module(branches, each) for each in inner}
+    return fx.GraphModule(modules, branches[name])
 
 
 def conditional(node: fx.Node) -> Conditional | None:

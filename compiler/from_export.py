@@ -144,16 +144,34 @@ class _Importer:
         return node
 
     def _attribute(self, node: fx.Node) -> None:
-        name = str(node.target)
-        module = getattr(self.exported.graph_module, name, None)
-        if isinstance(module, fx.GraphModule):
-            self.branches[name] = _branch(module.graph)
-            copied = self.graph.get_attr(name)
-            copied.meta = {"name": name}
-            set_provenance(copied, Provenance((Origin(""),), "capture"))
-            self.done[node] = copied
-        else:
+        self.done[node] = self._reference(self.graph, self.exported.graph_module, str(node.target), "")
+
+    def _reference(self, graph: fx.Graph, owner: fx.GraphModule, name: str, prefix: str) -> fx.Node:
+        """Return a node of `graph` for a branch, which is taken over; `prefix` tells those of branches apart."""
+        module = getattr(owner, name, None)
+        if not isinstance(module, fx.GraphModule):
             raise CaptureError(f"the graph refers to {name!r}, which is neither a constant nor a branch")
+        unique = f"{prefix}{name}"
+        if unique not in self.branches:
+            self.branches[unique] = self._branch(module, f"{unique}_")
+        reference = graph.get_attr(unique)
+        reference.meta = {"name": unique}
+        set_provenance(reference, Provenance((Origin(""),), "capture"))
+        return reference
+
+    def _branch(self, module: fx.GraphModule, prefix: str) -> fx.Graph:
+        copied = fx.Graph()
+        done: dict[fx.Node, fx.Node] = {}
+        for node in module.graph.nodes:
+            if node.op == "get_attr":
+                done[node] = self._reference(copied, module, str(node.target), prefix)
+                continue
+            done[node] = new = copied.node_copy(node, done.__getitem__)
+            new.meta = _clean_meta(node)
+            if node.op == "placeholder":
+                new.meta["name"] = new.name
+        name_nodes(copied)
+        return copied
 
     def _outputs(self) -> structure.Structure:
         result = self.exported.graph.output_node().args[0]
@@ -237,20 +255,6 @@ def _settled(value: Any) -> Any:
 def _settled_size(size: Any) -> Any:
     known = size.node.maybe_as_int() if isinstance(size, torch.SymInt) else None
     return size if known is None else known
-
-
-def _branch(graph: fx.Graph) -> fx.Graph:
-    copied = fx.Graph()
-    done: dict[fx.Node, fx.Node] = {}
-    for node in graph.nodes:
-        if node.op == "get_attr":
-            raise CaptureError("a branch of a higher-order operator that has branches of its own is not supported")
-        done[node] = new = copied.node_copy(node, done.__getitem__)
-        new.meta = _clean_meta(node)
-        if node.op == "placeholder":
-            new.meta["name"] = new.name
-    name_nodes(copied)
-    return copied
 
 
 def _filled(spec: Any) -> Any:

@@ -9,6 +9,7 @@ import torch
 from torch import fx
 
 from burnish.compiler import structure
+from burnish.compiler.conditional import branch_module
 from burnish.compiler.graphs import placeholders
 
 if TYPE_CHECKING:
@@ -93,7 +94,7 @@ def _dense(value: Any) -> Any:
 
 def _constant(program: Program, name: str, state: dict[str, torch.Tensor]) -> Any:
     if name in program.branches:
-        return fx.GraphModule(torch.nn.Module(), program.branches[name])
+        return branch_module(program.branches, name)
     return state.get(name, program.constants[name])
 
 

@@ -16,6 +16,7 @@ import torch
 from torch import fx
 from torch._ops import OpOverload
 
+from burnish.compiler.conditional import branch_module
 from burnish.compiler.errors import BurnishError, TextError
 from burnish.compiler.expressions import is_unbacked
 from burnish.compiler.operators import Operator, find_operator, is_mutating, operator_name, schema_of
@@ -84,8 +85,8 @@ class Builder:
             text = self.text.branches.get(name)
             if text is None:
                 raise place.error(f"unknown branch &{name}")
-            if self._open:
-                raise place.error("a branch cannot refer to another branch")
+            if name in self._open:
+                raise place.error(f"branch &{name} refers to itself")
             self._open.add(name)
             self.branches[name] = _GraphBuilder(self, text, None).build()
             self._open.remove(name)
@@ -185,8 +186,6 @@ class _GraphBuilder:
         if key not in self.attributes:
             node_meta = {"name": reference.name}
             if reference.sigil == "&":
-                if self.known is None:
-                    raise place.error("a branch cannot refer to another branch", reference.column)
                 self.owner.branch(reference.name, place)
             elif reference.name not in self.owner.constants:
                 raise place.error(f"unknown constant @{reference.name}", reference.column)
@@ -217,7 +216,7 @@ class _GraphBuilder:
     def _fakes(self, item: Any, fresh: bool) -> Any:
         def of(node: fx.Node) -> Any:
             if node.op == "get_attr" and "val" not in node.meta:
-                return fx.GraphModule(torch.nn.Module(), self.owner.branches[str(node.target)])
+                return branch_module(self.owner.branches, str(node.target))
             value = node.meta["val"]
             if fresh and isinstance(value, torch.Tensor):
                 return torch.empty_strided(value.shape, value.stride(), dtype=value.dtype, device=value.device)

@@ -90,7 +90,11 @@ class _Builder:
         outputs = self._outputs(updated)
         count = len(self.program.signature.input_names) + (len(self.state) if self.state_as_inputs else 0)
         results = sum(spec.kind is OutputKind.USER_OUTPUT for spec in outputs)
-        branches = {name: _branch(name, graph) for name, graph in self.program.branches.items()}
+        branches = {
+            str(node.target): self._branch(str(node.target))
+            for node in self.source.find_nodes(op="get_attr")
+            if node.target in self.program.branches
+        }
         return ExportedProgram(
             root=branches,
             graph=self.graph,
@@ -99,6 +103,29 @@ class _Builder:
             range_constraints=self._ranges(),
             module_call_graph=[ModuleCallEntry("", _call_signature(count, results))],
         )
+
+    def _branch(self, name: str) -> fx.GraphModule:
+        graph = fx.Graph()
+        done: dict[fx.Node, Any] = {}
+        inner: dict[str, Any] = {}
+        for node in self.program.branches[name].nodes:
+            if node.op == "placeholder":
+                done[node] = graph.placeholder(_identifier(name_of(node)))
+                done[node].meta = _meta(node)
+            elif node.op == "call_function":
+                done[node] = _copy_call(graph, node, done)
+            elif node.op == "output":
+                result = graph.output(_own_results(graph, node.args[0], done))
+                result.meta = {"val": fx.node.map_arg(node.args[0], lambda each: each.meta.get("val"))}
+            elif node.target in self.program.branches:
+                inner[str(node.target)] = self._branch(str(node.target))
+                done[node] = graph.get_attr(str(node.target))
+                done[node].meta = _meta(node)
+            else:
+                raise BackendError(
+                    f"branch {name!r} refers to {node.target!r}: pass constants to torch.cond as operands"
+                )
+        return fx.GraphModule(inner, graph)
 
     def _constants(self) -> None:
         # Lifted constants come before the inputs, as torch.export puts them. One placeholder serves every get_attr.
@@ -181,23 +208,6 @@ class _Builder:
                 if isinstance(size, torch.SymInt):
                     used |= dict.fromkeys(sorted(size.node.expr.free_symbols, key=str))
         return {symbol: shape_env.var_to_range[symbol] for symbol in used if symbol in shape_env.var_to_range}
-
-
-def _branch(name: str, source: fx.Graph) -> fx.GraphModule:
-    graph = fx.Graph()
-    done: dict[fx.Node, Any] = {}
-    for node in source.nodes:
-        if node.op == "placeholder":
-            done[node] = graph.placeholder(_identifier(name_of(node)))
-            done[node].meta = _meta(node)
-        elif node.op == "call_function":
-            done[node] = _copy_call(graph, node, done)
-        elif node.op == "output":
-            result = graph.output(_own_results(graph, node.args[0], done))
-            result.meta = {"val": fx.node.map_arg(node.args[0], lambda each: each.meta.get("val"))}
-        else:
-            raise BackendError(f"branch {name!r} refers to {node.target!r}: pass constants to torch.cond as operands")
-    return fx.GraphModule(torch.nn.Module(), graph)
 
 
 def _own_results(graph: fx.Graph, results: Any, done: dict[fx.Node, Any]) -> Any:

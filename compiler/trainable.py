@@ -18,6 +18,7 @@ from torch import fx, nn
 from torch.utils.checkpoint import checkpoint
 
 from burnish.compiler import structure
+from burnish.compiler.conditional import branch_module
 from burnish.compiler.constant_uses import is_parameter, uses_of
 from burnish.compiler.graphs import calls, name_of, placeholders
 from burnish.compiler.inlining import inline_fused
@@ -115,7 +116,7 @@ class Trainable(nn.Module):
     def constant(self, name: str, state: Mapping[str, torch.Tensor]) -> Any:
         """Return the present value of a constant, or the module of a branch."""
         if name in self.program.branches:
-            return fx.GraphModule(nn.Module(), self.program.branches[name])
+            return branch_module(self.program.branches, name)
         for values in (state, self.trained, self.statistics):
             if name in values:
                 return values[name]

@@ -14,6 +14,7 @@ from torch._dispatch.python import enable_python_dispatcher
 from torch._ops import OpOverload
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from burnish.compiler.conditional import branch_module
 from burnish.compiler.errors import VerificationError
 from burnish.compiler.graphs import name_of
 from burnish.compiler.operators import operator_name
@@ -91,7 +92,7 @@ def on_types(fake_mode: FakeTensorMode) -> Iterator[None]:
 
 def _value(program: Program, node: fx.Node) -> Any:
     if node.op == "get_attr" and str(node.target) in program.branches:
-        return fx.GraphModule(torch.nn.Module(), program.branches[str(node.target)])
+        return branch_module(program.branches, str(node.target))
     return node.meta["val"]
 
 
