@@ -19,6 +19,9 @@ from burnish.passes.pruning.units import Numbers
 
 __all__ = ["Ranking", "Removal"]
 
+# Multiples of it are spread evenly over the numbers from 0 to 1.
+_GOLDEN = (5**0.5 - 1) / 2
+
 Ranking = Literal["local", "global", "isomorphic"]
 
 
@@ -46,13 +49,16 @@ class Removal:
         """Return the classes to remove of each group, by their places in it, when a part `ratio` of all is to go."""
         counts = self._counts(ratio)
         found = []
-        for group, score, count, most in zip(self.groups, self.scores, counts, self.most, strict=True):
+        several = zip(self.groups, self.scores, counts, self.most, strict=True)
+        for index, (group, score, count, most) in enumerate(several):
             size = len(group.classes)
             least = max(size - int(size * most + 1e-9), 1)
             stays = max(size - count, least)
             step = self._step(group)
-            # Up where a number was asked for, or little would be left; else to the nearest.
-            rounded = -(-stays // step) * step if self.is_exact else max(step, (stays + step // 2) // step * step)
+            # Up where a number was asked for, or little would be left; else up or down, so that of groups of one size
+            # some are cut further, and all together leave what the ratio leaves.
+            up = int(step * ((0.5 + index * _GOLDEN) % 1))
+            rounded = -(-stays // step) * step if self.is_exact else max(step, (stays + up) // step * step)
             rounded = max(rounded, -(-least // step) * step)
             found.append(np.argsort(score, kind="stable")[: size - min(rounded, size)])
         return found

@@ -18,7 +18,7 @@ __all__ = ["Goal", "Measure", "reached"]
 
 Measure = Literal["flops", "params", "latency"]
 _TRIALS = {"flops": 14, "params": 14, "latency": 9}
-# How near is near enough, as a part of the target.
+# How near is near enough, and how much more is little, as a part of the target.
 _NEAR = {"flops": 0.005, "params": 0.005, "latency": 0.03}
 
 
@@ -36,7 +36,7 @@ class Goal:
 
 
 def reached(goal: Goal, program: Program, context: Context, smaller: Callable[[float], Program]) -> tuple[float, float]:
-    """Return the ratio whose Program is nearest to the goal, and the part of the cost that it has.
+    """Return the least ratio whose Program costs what it may, or little more, and the part of the cost that it has.
 
     Args:
         goal: what to reach.
@@ -52,27 +52,30 @@ def reached(goal: Goal, program: Program, context: Context, smaller: Callable[[f
         raise InputError(f"pass 'prune': a target of {goal.measure} needs sample inputs")
 
     def part(ratio: float) -> float:
-        found = smaller(ratio)
+        trial = smaller(ratio)
         if goal.measure == "latency":
-            before, after = context.measure([program, found])
+            before, after = context.measure([program, trial])
             return after / before
-        return _size(found, goal.measure) / _size(program, goal.measure)
+        return _size(trial, goal.measure) / _size(program, goal.measure)
 
     near = goal.part * _NEAR[goal.measure]
     low, high = 0.0, 1.0
-    tried = {high: part(high)}
-    if tried[high] > goal.part + near:
+    found = part(high)
+    if found > goal.part + near:
         raise OptionError(
             f"pass 'prune': {goal.measure}={goal.part:g} cannot be reached: with all that can go the program still has"
-            f" {tried[high]:.2f} of its {goal.measure}; kinds, keep and limits say what can go"
+            f" {found:.2f} of its {goal.measure}; kinds, keep and limits say what can go"
         )
     for _ in range(_TRIALS[goal.measure]):
-        middle = (low + high) / 2
-        tried[middle] = part(middle)
-        if abs(tried[middle] - goal.part) <= near:
+        if abs(found - goal.part) <= near:
             break
-        low, high = (middle, high) if tried[middle] > goal.part else (low, middle)
-    return min(tried.items(), key=lambda each: abs(each[1] - goal.part))
+        middle = (low + high) / 2
+        tried = part(middle)
+        if tried > goal.part + near:
+            low = middle
+        else:
+            high, found = middle, tried
+    return high, found
 
 
 def _size(program: Program, measure: Measure) -> float:

@@ -295,8 +295,8 @@ def test_rounding_is_the_targets_where_nothing_is_asked_for() -> None:
         return _widths(_pruned(_Network(), _PICTURES, options, target=target)[0])
 
     assert widths("ratio=0.4", 1) == (20, 39, 39)
-    # 32 channels have too few steps of 16: they take 8; 39 is nearer to 32 than to 48.
-    assert widths("ratio=0.4", 16) == (24, 32, 32)
+    # 32 channels have too few steps of 16: they take 8. Of two groups that 39 should be left of one is cut further.
+    assert widths("ratio=0.4", 16) == (24, 32, 48)
     # A number that is asked for holds everywhere, and never takes more than the ratio.
     assert widths("ratio=0.4,round_to=16", 1) == (32, 48, 48)
     assert widths("ratio=0.4,round_to=1", 16) == (20, 39, 39)
@@ -335,3 +335,21 @@ def test_outputs_without_gradients() -> None:
     x = torch.randn(2, 4)
     with pytest.raises(PassError, match="taylor needs an output of floats that depends on the weights"):
         _pruned(Chosen(), x, "importance=taylor", calibration=[x])
+
+
+def test_a_target_is_an_upper_bound() -> None:
+    torch.manual_seed(0)
+    layers = [nn.Sequential(nn.Conv2d(32, 32, 3, padding=1), nn.ReLU()) for _ in range(6)]
+    model = nn.Sequential(nn.Conv2d(3, 32, 3, padding=1), *layers, nn.Conv2d(32, 4, 1))
+    program = burnish.capture(model.eval(), (torch.randn(2, 3, 16, 16),))
+    for goal in ("flops=0.8", "flops=0.5", "params=0.9", "params=0.58"):
+        smaller = Pipeline.parse(f"canonicalize,prune{{{goal}}}").run(
+            program, Context(target=Target(alignment=16), progress=False)
+        )
+        measure, _, part = goal.partition("=")
+        if measure == "flops":
+            left = smaller.cost().at_samples().flops / program.cost().at_samples().flops
+        else:
+            left = smaller.parameter_count() / program.parameter_count()
+        # All groups have one size: if each were rounded alike there would be four widths to choose from.
+        assert float(part) - 0.09 < left <= float(part) * 1.005
