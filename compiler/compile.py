@@ -244,7 +244,9 @@ class _Job:
                 context = Context(target=self.backend.target(self.options))
                 finished = run_pipeline(self.backend.default_passes(self.options), program, context, verify=0)[0]
                 self.lowered[program] = self.backend.emit(finished, self.options)
-            timed.append(partial(_call, self.lowered[program], program))
+            # Copied once: a copy's threads, which wait busily for more, would share the cores with the backend's.
+            args, kwargs = program.sample_arguments()
+            timed.append(partial(self.lowered[program], *args, **kwargs))
         turns = [[benchmark(call, _TURN).median for call in timed] for _ in range(_TURNS)]
         return [min(times) for times in zip(*turns, strict=True)]
 
@@ -281,11 +283,6 @@ class _Job:
         buffers = {name: value.clone() for name, value in self.model.named_buffers()}
         with evaluation_mode(self.model), torch.no_grad():
             return torch.func.functional_call(self.model, buffers, args, kwargs)
-
-
-def _call(artifact: Artifact, program: Program) -> None:
-    args, kwargs = program.sample_arguments()
-    artifact(*args, **kwargs)
 
 
 def _is_quantized(program: Program) -> bool:

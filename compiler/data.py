@@ -10,14 +10,16 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
+from torch.nn import functional
 
 from burnish.compiler.binding import Binding
 from burnish.compiler.context import Context
 from burnish.compiler.errors import InputError
 from burnish.compiler.program import Program
 
-__all__ = ["calibration_inputs", "calibration_pairs", "readable_again", "samples_in", "training_pairs"]
+__all__ = ["calibration_inputs", "calibration_pairs", "cross_entropy", "readable_again", "samples_in", "training_pairs"]
 
+_IGNORED = -100
 Pair = tuple[dict[str, Any], Any]
 """Inputs by name, and the target, None where there is none."""
 
@@ -70,6 +72,31 @@ def training_pairs(program: Program, data: Iterable[Any], *, paired: bool) -> It
     yield from _pairs(program, data, "training", paired)
 
 
+def cross_entropy(output: torch.Tensor, target: Any, purpose: str) -> torch.Tensor:
+    """Return the mean cross-entropy of logits [..., classes] with classes, integers [...]; -100 counts for nothing.
+
+    Raises:
+        InputError: the target does not fit; `purpose` says for what.
+    """
+    if not isinstance(target, torch.Tensor):
+        raise InputError(f"{purpose} takes a tensor of classes as target, but got {type(target).__name__}")
+    kind = str(target.dtype).removeprefix("torch.")
+    whole = not target.is_floating_point() and not target.is_complex() and target.dtype != torch.bool
+    if output.dim() < 1 or target.shape != output.shape[:-1] or not whole:
+        wanted = f"of shape {list(output.shape[:-1])}" if output.dim() else "for outputs [..., classes], not a number"
+        raise InputError(f"{purpose} takes classes, integers {wanted}, but the target is {kind}{list(target.shape)}")
+    target = target.long()
+    real = target[target != _IGNORED]
+    if not real.numel():
+        raise InputError(
+            f"{purpose}: no sample of the batch has a class: the target is empty, or {_IGNORED} throughout"
+        )
+    for odd in (int(real.min()), int(real.max())):
+        if not 0 <= odd < output.shape[-1]:
+            raise InputError(f"{purpose}: class {odd} of {output.shape[-1]}: they are numbered from 0")
+    return functional.cross_entropy(output.float().flatten(0, -2), target.flatten(), ignore_index=_IGNORED)
+
+
 def readable_again(data: Any, purpose: str, option: str) -> Iterable[Any]:
     """Return data that can be read many times.
 
@@ -105,6 +132,8 @@ def _pairs(program: Program, data: Iterable[Any], kind: str, paired: bool) -> It
     for index, item in enumerate(data):
         inputs, target = _bound(binding, item, f"{kind} item {index}", paired)
         for name, value in inputs.items():
+            if isinstance(value, torch.Tensor) and not value.numel():
+                raise InputError(f"{kind} item {index}: input {name!r} is empty: {list(value.shape)}")
             if isinstance(value, torch.Tensor) and value.is_floating_point() and not bool(value.isfinite().all()):
                 raise InputError(f"{kind} item {index}: input {name!r} holds NaN or infinity")
         yield inputs, target
@@ -114,7 +143,10 @@ def _bound(binding: Binding, item: Any, place: str, paired: bool) -> Pair:
     is_pair = isinstance(item, (tuple, list)) and len(item) == 2
     if paired:
         if not is_pair:
-            raise InputError(f"{place}: a loss needs pairs (inputs, target), but this is a {type(item).__name__}")
+            raise InputError(
+                f"{place}: a loss needs pairs (inputs, target), but this is a {type(item).__name__}; a .npz has"
+                " its target in an array of that name"
+            )
         try:
             return _bind(binding, item[0]), item[1]
         except InputError as error:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from burnish.compiler import reproducer
 from burnish.compiler.context import Context
-from burnish.compiler.errors import PassError, VerificationError
+from burnish.compiler.errors import InputError, OptionError, PassError, VerificationError
 from burnish.compiler.graphs import name_of
 from burnish.compiler.pass_base import Pass
 from burnish.compiler.program import Program
@@ -51,6 +51,9 @@ def explain_failure(
     if name is not None:
         lines += _excerpt(shown, name)
     bundle: str | None = None
+    if isinstance(error, (OptionError, InputError)):
+        # The message says what to change: there is nothing to look into.
+        return PassError("\n".join(lines), pass_name=failed.name, position=position, bundle=None)
     try:
         bundle = str(reproducer.write_bundle(program, rest, context.seed, verify, error))
         lines.append(f"  replay with: burnish repro {bundle}")

@@ -116,6 +116,8 @@ def _is_plain(kind: Any) -> bool:
 def _coerce(pass_name: str, name: str, kind: Any, value: SpecValue) -> Any:
     """Return `value` as the annotated type of an option."""
     origin, parameters = typing.get_origin(kind), typing.get_args(kind)
+    if not _is_plain(kind) and not any(_is_plain(each) for each in parameters):
+        raise OptionError(f"pass {pass_name!r}: option {name!r} is Python's: give the pass as an object, not as text")
     if origin in (typing.Union, types.UnionType):
         for each in parameters:
             try:

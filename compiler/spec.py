@@ -86,7 +86,10 @@ class _Parser:
         while position < len(text) and text[position:].strip():
             match = _TOKEN.match(text, position)
             if match is None or match.lastgroup is None:
-                self._fail("unexpected character", position + len(text[position:]) - len(text[position:].lstrip()))
+                self._fail(
+                    "unexpected character: texts with other signs than letters stand in quotes",
+                    position + len(text[position:]) - len(text[position:].lstrip()),
+                )
             kind = match.lastgroup
             self.tokens.append((kind, match.group(kind), match.start(kind)))
             position = match.end()
@@ -169,7 +172,8 @@ class _Parser:
 
     def _expect(self, mark: str) -> None:
         if not self._take(mark):
-            self._fail(f"expected {mark!r}", self.tokens[self.at][2])
+            hint = ": texts with other signs than letters stand in quotes" if mark == "," else ""
+            self._fail(f"expected {mark!r}{hint}", self.tokens[self.at][2])
 
     def _fail(self, message: str, place: int) -> NoReturn:
         start = max(0, place - 60)

@@ -159,7 +159,8 @@ class Trainable(nn.Module):
     def _batch_norm(
         self, value: Any, weight: Any, bias: Any, mean: Any, var: Any, momentum: float, eps: float
     ) -> torch.Tensor:
-        if not self.training:
+        # One value a channel, as of a last batch of one sample, has no variance.
+        if not self.training or value.numel() == value.shape[1]:
             return nn.functional.batch_norm(value, mean, var, weight, bias, False, momentum, eps)
         if self._recomputing:
             mean, var = mean.clone(), var.clone()

@@ -36,8 +36,10 @@ def pass_context(
     return Pipeline.parse(passes, found.default_passes(options)), context
 
 
-def read_calibration(files: Sequence[Path] | None) -> list[dict[str, Any]] | None:
+def read_calibration(files: Sequence[Path] | None) -> list[Any] | None:
     """Return the contents of `.npz` files, each a batch of inputs by name; None where there are none.
+
+    With an array called `target` a batch is a pair of the inputs and that.
 
     Raises:
         InputError: a file does not exist, or holds text.
@@ -50,12 +52,14 @@ def read_calibration(files: Sequence[Path] | None) -> list[dict[str, Any]] | Non
 
     if not files:
         return None
-    found = []
+    found: list[Any] = []
     for path in files:
-        found.append(batch := dict[str, Any]())
+        batch: dict[str, Any] = {}
         for name, each in read_arrays(path).items():
             try:
                 batch[name] = torch.from_numpy(each)
             except TypeError as error:
                 raise InputError(f"{path}: no tensor can hold {name!r}, of NumPy's type {each.dtype}") from error
+        target = batch.pop("target", None)
+        found.append(batch if target is None else (batch, target))
     return found

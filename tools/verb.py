@@ -21,6 +21,7 @@ from burnish.compiler.errors import (
     FileFormatError,
     InputError,
     OptionError,
+    PassError,
     PipelineError,
     TextError,
 )
@@ -64,7 +65,8 @@ CalibrationOption = Annotated[
     typer.Option(
         metavar="FILE",
         show_default=False,
-        help="A .npz with a batch of inputs by name, for passes that need data; repeat it for more.",
+        help="A .npz with a batch of inputs by name, and perhaps its `target`, for passes that need data; repeat it for"
+        " more.",
     ),
 ]
 TargetOption = Annotated[
@@ -117,7 +119,8 @@ def verb(function: Callable[..., None]) -> Callable[..., None]:
                 f"{error.filename}: {error.strerror}" if isinstance(error, OSError) and error.filename else str(error)
             )
             say("error", message, "bold red")
-            raise typer.Exit(2 if isinstance(error, (*_USAGE, OSError)) else 1) from error
+            reason = error.__cause__ if isinstance(error, PassError) else error
+            raise typer.Exit(2 if isinstance(reason, (*_USAGE, OSError)) else 1) from error
 
     debug = inspect.Parameter("debug", inspect.Parameter.KEYWORD_ONLY, default=False, annotation=_DebugFlag)
     run.__signature__ = signature.replace(parameters=[*signature.parameters.values(), debug])  # type: ignore[attr-defined]

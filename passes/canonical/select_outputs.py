@@ -1,9 +1,9 @@
 """select-outputs: keep some outputs of the model, and only what they need.
 
-Patterns are matched against the names of the outputs (`burnish dump` prints them: `logits`, `states_0`). The containers
-keep their kind with what is left in them: a tuple of one stays a tuple, a dict loses the keys that were dropped, and a
-dropped field of a registered class is None (a `ModelOutput` then leaves it out). A container of which nothing is left
-goes with its entry. A bare output stays bare.
+Patterns are matched against the names of the outputs (`burnish capture` prints them: `logits`, `states_0`). The
+containers keep their kind with what is left in them: a tuple of one stays a tuple, a dict loses the keys that were
+dropped, and a dropped field of a registered class is None (a `ModelOutput` then leaves it out). A container of which
+nothing is left goes with its entry. A bare output stays bare.
 
 Not handled: outputs of a graph that is no output of the Program (an intermediate value) cannot be selected.
 """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any
 
 from torch import fx
@@ -25,12 +26,15 @@ def einsum(node: fx.Node, given: dict[str, Any], flow: Flow) -> Value:
             flow.freeze(each, "an einsum with an ellipsis, a diagonal or no result")
         return Layout()
     found: dict[str, Numbers | None] = {}
+    times = Counter(left.replace(",", ""))
     for value, term in zip(operands, terms, strict=True):
         layout = _narrow(flow.layout(value), term, result, flow)
         for dim, letter in enumerate(term):
             if sizes_of(value)[dim] == 1:
                 continue
             units = layout.along(dim, flow.units)
+            if units is not None and times[letter] == 1 and letter not in result:
+                flow.units.freeze(units, "it is reduced over")
             if letter in found:
                 flow.tie(found[letter], units, _STAYS)
                 units = None if found[letter] is None else units

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import fx
 
 from burnish.compiler.operators import operator_name
@@ -110,7 +111,9 @@ def looked_up(node: fx.Node, given: dict[str, Any], flow: Flow) -> Value:
         if index is not None:
             flow.freeze(index, "it is an index")
     layout = flow.kept(source, "its positions are taken by number", used)
-    if len(used) != 1:
+    # A tensor of booleans stands for as many dimensions as it has.
+    chooses = any(index is not None and index.meta["val"].dtype in (torch.bool, torch.uint8) for index in indices)
+    if len(used) != 1 or chooses:
         layout.freeze(flow.units, "its positions are taken by number")
         return Layout()
     added = len(sizes_of(indices[used[0]])) - 1
@@ -133,9 +136,6 @@ def shuffled(node: fx.Node, given: dict[str, Any], flow: Flow) -> Value:
     mirrored = [split[0], split[2], split[1], *split[3:]]
     rank = len(split)
     places = {**{dim: dim for dim in range(rank)}, 1: 2, 2: 1}
-    return (
-        flow.layout(given["self"])
-        .reshaped(shape, split, flow.units)
-        .moved(places)
-        .reshaped(mirrored, shape, flow.units)
-    )
+    found = flow.layout(given["self"]).reshaped(shape, split, flow.units)
+    flow.inner.append(found)
+    return found.moved(places).reshaped(mirrored, shape, flow.units)

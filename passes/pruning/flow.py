@@ -30,6 +30,7 @@ class Flow:
         cuts_features: features that a norm takes statistics over may go: the statistics are then of the others.
         heads: units that are heads of attention, as they are met.
         features: units that a norm takes statistics over, as they are met.
+        inner: layouts of values within operators.
     """
 
     units: Units = field(default_factory=Units)
@@ -37,6 +38,7 @@ class Flow:
     layouts: dict[fx.Node, Value] = field(default_factory=dict)
     heads: list[Numbers] = field(default_factory=list)
     features: list[Numbers] = field(default_factory=list)
+    inner: list[Layout] = field(default_factory=list)
 
     def layout(self, value: Any) -> Layout:
         """Return the layout of a tensor; numbers and None have none."""

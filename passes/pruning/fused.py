@@ -14,6 +14,8 @@ from burnish.passes.pruning.units import Numbers
 
 __all__: list[str] = []
 
+_ATTENTION = "attention runs over it"
+
 
 @flow_rule("burnish.linear_act")
 def linear_and_sum(node: fx.Node, given: dict[str, Any], flow: Flow) -> Value:
@@ -55,12 +57,15 @@ def norm_of_embeddings(node: fx.Node, given: dict[str, Any], flow: Flow) -> Valu
 @flow_rule("burnish.multi_head_attention")
 def attention_over_tokens(node: fx.Node, given: dict[str, Any], flow: Flow) -> Value:
     """Heads lie side by side in the last dimension, and go whole."""
+    for name in ("query", "key", "value"):
+        flow.freeze(given[name], _ATTENTION, [1])
     return _attended([flow.along(given[name], -1) for name in ("query", "key", "value")], node, given, flow)
 
 
 @flow_rule("burnish.self_attention")
 def self_attention(node: fx.Node, given: dict[str, Any], flow: Flow) -> Value:
     """The same, of the three parts of one projection."""
+    flow.freeze(given["input"], _ATTENTION, [1])
     flow.tie(flow.along(given["input"], -1), flow.along(given["weight"], 1), STAYS)
     rows, heads, kv_heads = outputs(given["weight"], 0, given["bias"], flow), given["heads"], given["kv_heads"]
     if rows is None:
@@ -75,7 +80,8 @@ def rotary_embedding(node: fx.Node, given: dict[str, Any], flow: Flow) -> Value:
     """Every head is turned by itself."""
     for name in ("cos", "sin"):
         flow.freeze(given[name], "all heads are turned by it")
-    layout, last = flow.layout(given["input"]), len(sizes_of(node)) - 1
+    last = len(sizes_of(node)) - 1
+    layout = flow.kept(given["input"], "positions are turned by it", [last - 1])
     found = layout.along(last, flow.units)
     if found is not None:
         flow.units.tie_along(found.reshape(given["heads"], -1), 1)
@@ -104,9 +110,9 @@ def _attended(parts: list[Numbers | None], node: fx.Node, given: dict[str, Any],
         operands.append((layout, (1, heads, 1, 1)))
     if mask is not None:
         rank = len(sizes_of(mask))
-        flow.freeze(mask, "attention runs over it", [dim for dim in range(-rank, 0) if dim != -3])
+        flow.freeze(mask, _ATTENTION, [dim for dim in range(-rank, 0) if dim != -3])
         operands.append((flow.layout(mask), sizes_of(mask)))
-    found = flow.broadcast(operands, "attention runs over it").block(1)
+    found = flow.broadcast(operands, _ATTENTION).block(1)
     if found is not None:
         flow.heads.append(found.units)
     size = sizes_of(node)[-1]

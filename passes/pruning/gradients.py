@@ -12,10 +12,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.nn import functional
 
 from burnish.compiler.context import Context
-from burnish.compiler.data import calibration_pairs
+from burnish.compiler.data import calibration_pairs, cross_entropy
 from burnish.compiler.errors import InputError
 from burnish.compiler.program import Program
 from burnish.compiler.trainable import Trainable
@@ -31,7 +30,7 @@ def taylor(program: Program, groups: Sequence[Group], context: Context) -> list[
     """Return how much each class of each group matters, [count] each, 1 on average.
 
     Raises:
-        InputError: there are no data, or no output is of floats.
+        InputError: there are no data, they do not fit, no output is of floats, or gradients are not finite.
     """
     module = Trainable(program).eval()
     totals = [np.zeros(len(group.classes)) for group in groups]
@@ -51,6 +50,8 @@ def taylor(program: Program, groups: Sequence[Group], context: Context) -> list[
                     if member.constant in products:
                         changes += along(member, products[member.constant], len(group.classes))
                 total += changes**2
+    if not all(np.isfinite(total).all() for total in totals):
+        raise InputError("pass 'prune': taylor: the gradients of the loss are not finite on these data")
     return [normalized(total) for total in totals]
 
 
@@ -60,5 +61,5 @@ def _loss(outputs: dict[str, Any], target: Any) -> torch.Tensor:
         raise InputError("pass 'prune': taylor needs an output of floats that depends on the weights")
     first = floating[0]
     if isinstance(target, torch.Tensor) and not target.is_floating_point() and target.shape == first.shape[:-1]:
-        return functional.cross_entropy(first.float().flatten(0, -2), target.flatten())
+        return cross_entropy(first, target, "pass 'prune': taylor")
     return sum((each.float().square().sum() for each in floating), start=torch.zeros(()))

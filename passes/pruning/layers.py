@@ -95,7 +95,8 @@ def batch_norm(node: fx.Node, given: dict[str, Any], flow: Flow) -> Value:
 @flow_rule("aten.instance_norm")
 def instance_norm(node: fx.Node, given: dict[str, Any], flow: Flow) -> Value:
     """Every channel of every sample has statistics of its own."""
-    return batch_norm(node, given, flow)
+    found = batch_norm(node, given, flow)
+    return found.without(_over_positions(given["input"], flow)) if isinstance(found, Layout) else found
 
 
 @flow_rule("aten.prelu")
@@ -120,7 +121,7 @@ def group_norm(node: fx.Node, given: dict[str, Any], flow: Flow) -> Value:
         if groups == 1:
             flow.units.freeze(channels, STATISTICS)
         flow.units.tie_along(channels.reshape(groups, -1), 1)
-    return flow.layout(value).narrowed(1, flow.units)
+    return flow.layout(value).narrowed(1, flow.units).without(_over_positions(value, flow))
 
 
 @flow_rule("aten.layer_norm", "aten.rms_norm")
@@ -144,6 +145,13 @@ def normed(layout: Layout, node: fx.Node, given: dict[str, Any], flow: Flow) -> 
         flow.tie(units, flow.along(each, 0), STAYS)
     flow.features.append(units)
     return layout.narrowed(rank - 1, flow.units)
+
+
+def _over_positions(value: fx.Node, flow: Flow) -> range:
+    """Freeze what stands behind the channels, which statistics are taken over; return these dimensions."""
+    dims = range(2, len(sizes_of(value)))
+    flow.freeze(value, STATISTICS, dims)
+    return dims
 
 
 def _size(value: fx.Node, dim: int) -> int:

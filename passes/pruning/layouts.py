@@ -43,6 +43,8 @@ class Layout:
         for block in blocks:
             dims = block.dims
             units: Numbers = block.units
+            if not units.size:
+                continue
             for axis in reversed(range(len(dims))):
                 if units.shape[axis] == 1 or bool((units == units.take([0], axis)).all()):
                     dims, units = dims[:axis] + dims[axis + 1 :], np.take(units, 0, axis)
@@ -113,7 +115,8 @@ class Layout:
                 found.append(Block(block.dims, part))
             else:
                 found.append(block)
-        return Layout(tuple(found))
+        # An empty part has no units.
+        return Layout(tuple(block for block in found if block.units.size))
 
     def reshaped(self, before: Sequence[Any], after: Sequence[Any], units: Units) -> Layout:
         """Return the layout of a value after a view from sizes `before` to sizes `after`."""

@@ -132,7 +132,11 @@ def _constant(value: torch.Tensor | None, is_mutable: bool, flow: Flow) -> Layou
 def _result(node: fx.Node, flow: Flow, unknown: Counter[str]) -> Value:
     if operator_name(node.target) == "getitem":
         whole = flow.layouts.get(node.all_input_nodes[0], Layout())
-        return whole[node.args[1]] if isinstance(whole, list) else Layout()  # type: ignore[index]
+        if isinstance(whole, list):
+            found: Layout = whole[node.args[1]]  # type: ignore[index]
+            return found
+        whole.freeze(flow.units, f"no rule knows the results of {described(node.all_input_nodes[0])}")
+        return Layout()
     if not any(_holds(flow.layouts.get(each)) for each in node.all_input_nodes):
         return Layout()
     rule = rule_of(node.target)
@@ -177,7 +181,7 @@ def _separable(flow: Flow) -> Classes:
 
 def _joint_blocks(flow: Flow) -> Iterator[Block]:
     seen = set[int]()
-    for value in flow.layouts.values():
+    for value in (*flow.layouts.values(), flow.inner):
         for layout in value if isinstance(value, list) else [value]:
             for block in layout.blocks:
                 if len(block.dims) > 1 and id(block.units) not in seen:

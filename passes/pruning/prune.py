@@ -16,7 +16,7 @@ from typing import ClassVar
 import numpy as np
 
 from burnish.compiler.context import Context
-from burnish.compiler.errors import OptionError
+from burnish.compiler.errors import InputError, OptionError
 from burnish.compiler.facts import Fact
 from burnish.compiler.numerics import Lossy, Numerics
 from burnish.compiler.pass_base import Pass
@@ -99,10 +99,15 @@ class Prune(Pass):
             self.round_to is not None,
             [part for part in most if part > 0],
         )
+        if masks_of(program):
+            context.notes.append(
+                "prune cuts masks with their weights: of an N:M pattern little is left; put sparsify behind prune"
+            )
         ratio = 0.5 if self.ratio is None else self.ratio
         if goal is not None:
             ratio, part = reached(goal, program, context, lambda each: self._smaller(program, removal, each))
-            context.notes.append(f"prune with ratio {ratio:.3f} leaves {part:.1%} of the {goal.measure}")
+            asked = f"{goal.part:.1%} were asked for"
+            context.notes.append(f"prune with ratio {ratio:.3f} leaves {part:.1%} of the {goal.measure}; {asked}")
         self._remove(rewriter, dependencies, removal, ratio)
         _tell(groups, removal, ratio, context)
 
@@ -121,6 +126,8 @@ class Prune(Pass):
                 f"pass 'prune': option {goals[0].measure!r} must be a part above 0, to 1, of what there is, but is"
                 f" {goals[0].part}"
             )
+        if not self.kinds:
+            raise OptionError("pass 'prune': option 'kinds' is empty: give channels, heads, neurons or features")
         if self.round_to is not None and self.round_to < 1:
             raise OptionError(f"pass 'prune': option 'round_to' must be 1 or more, but is {self.round_to}")
         return goals[0] if goals else None
@@ -145,11 +152,17 @@ class Prune(Pass):
         if self.importance == "batch-norm" and not any(
             "batch_norm" in use.operator for group in groups for member in group.members for use in member.uses
         ):
-            raise OptionError("pass 'prune': 'batch-norm' needs batch norms: put prune before fold-batch-norm")
+            raise OptionError(
+                "pass 'prune': 'batch-norm' needs batch norms, and what can go has none: the model is without, or"
+                " fold-batch-norm came before prune"
+            )
         constants = {
             name: program.constants[name] * program.constants[mask] for name, mask in masks_of(program).items()
         }
         constants = {**program.constants, **constants}
+        for name in {member.constant for group in groups for member in group.members if member.is_weight}:
+            if not bool(constants[name].isfinite().all()):
+                raise InputError(f"pass 'prune': constant {name!r} holds NaN or infinity: nothing can be ranked by it")
         return [importance_of(each, constants, self.importance, context.seed) for each in groups]
 
     def _smaller(self, program: Program, removal: Removal, ratio: float) -> Program:

@@ -72,7 +72,8 @@ class PruneBlocks(Pass):
         blocks = self._wanted(blocks_of(program, rewriter), rewriter)
         most = int(self.ratio * len(blocks) + 1e-6)
         if not most:
-            context.notes.append(f"prune-blocks removed none of {len(blocks)} residual blocks")
+            hint = "" if blocks else " (sums that fuse has put into layers do not count: put prune-blocks before it)"
+            context.notes.append(f"prune-blocks removed none of {len(blocks)} residual blocks{hint}")
             return
         with working("prune-blocks: how much each block matters", context.progress):
             importance = _importance(program, blocks, _data(program, context))

@@ -67,7 +67,7 @@ class Removal:
         """Return of how many classes of a group what stays should be a multiple."""
         step = self.step
         if not self.is_exact:
-            while step > 1 and step * 4 > len(group.classes) * group.width:
+            while step > 1 and step * 2 > len(group.classes) * group.width:
                 step //= 2
         return step // int(np.gcd(step, group.width))
 

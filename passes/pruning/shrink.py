@@ -47,6 +47,7 @@ class _Shrinking:
     def __init__(self, rewriter: Rewriter, dependencies: Dependencies, stays: Flags) -> None:
         self.rewriter, self.layouts, self.stays = rewriter, dependencies.layouts, stays
         self.shapes = {node: sizes_of(node) for _, graph in rewriter.program.all_graphs() for node in graph.nodes}
+        self.changed_branches: dict[str, bool] = {}
         self.constants = {
             name: {dim: stays[units] for dim, units in dims.items() if not stays[units].all()}
             for name, dims in dependencies.constants.items()
@@ -81,8 +82,11 @@ class _Shrinking:
             if operand in changed:
                 self.rewriter.set_input_type(inside, operand.meta["val"])
                 changed.add(inside)
-        found = [self._change(program.branches[name], changed) for name in choice.branches]
-        return any(found)
+        for name in choice.branches:
+            # Another `cond` may have been here: sizes change once.
+            if name not in self.changed_branches:
+                self.changed_branches[name] = self._change(program.branches[name], changed)
+        return any(self.changed_branches[name] for name in choice.branches)
 
     def along(self, layout: Layout, dim: int) -> Flags | None:
         """Return which positions along a dimension stay, [size]; None where all do."""
@@ -156,6 +160,14 @@ def _groups(shrinking: _Shrinking, node: fx.Node, given: dict[str, Any]) -> dict
     return {"groups": int(sizes_of(source)[len(sizes_of(source)) - len(before) + 1])}
 
 
+def _shuffled(shrinking: _Shrinking, node: fx.Node, given: dict[str, Any]) -> dict[str, Any]:
+    """Whole groups go, or as many channels of each."""
+    layout = shrinking.layouts[given["self"]]
+    assert isinstance(layout, Layout)
+    stays = shrinking.along(layout, 1)
+    return {} if stays is None else {"groups": int(stays.reshape(given["groups"], -1).any(1).sum())}
+
+
 def _heads(shrinking: _Shrinking, node: fx.Node, given: dict[str, Any]) -> dict[str, Any]:
     """Every head keeps its size, and every head of keys its queries."""
     projected = "weight" in given
@@ -194,6 +206,7 @@ _LITERALS: dict[Any, _Literals] = {
         ),
         _heads: ("burnish.multi_head_attention", "burnish.self_attention", "burnish.rotary_embedding"),
         _group_norm: ("aten.group_norm",),
+        _shuffled: ("aten.channel_shuffle", "aten.native_channel_shuffle"),
         _norm_of_features: (
             "aten.layer_norm",
             "aten.rms_norm",

@@ -83,7 +83,7 @@ def repeated(node: fx.Node, given: dict[str, Any], flow: Flow) -> Value:
 def repeated_each(node: fx.Node, given: dict[str, Any], flow: Flow) -> Value:
     """Every position of a dimension is repeated."""
     source, dim, count = given["self"], given["dim"], given["repeats"]
-    if not isinstance(dim, int) or not isinstance(count, int):
+    if not isinstance(dim, int) or not isinstance(count, int) or given["output_size"] is not None:
         flow.freeze(source, "it is repeated")
         return Layout()
     dim %= len(sizes_of(node))
@@ -185,9 +185,10 @@ def padded(node: fx.Node, given: dict[str, Any], flow: Flow) -> Value:
 @flow_rule("aten.pixel_shuffle", "aten.pixel_unshuffle")
 def shuffled(node: fx.Node, given: dict[str, Any], flow: Flow) -> Value:
     """Channels, r * r in a row, become one, r times as high and wide; or the reverse."""
-    layout, dim = flow.layout(given["self"]), len(sizes_of(node)) - 3
+    dim = len(sizes_of(node)) - 3
+    layout = flow.kept(given["self"], "its positions are moved around", [dim + 1, dim + 2])
     channels = layout.along(dim, flow.units)
-    rest = layout.without([dim, dim + 1, dim + 2])
+    rest = layout.without([dim])
     if channels is None:
         return rest
     if "upscale_factor" in given:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -62,8 +62,9 @@ class Checkpoints:
     def __init__(self, folder: Path, program: Program, teachers: Sequence[Program | nn.Module], text: str) -> None:
         try:
             folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise InputError(f"{folder}: cannot be made for checkpoints: {error.strerror or error}") from error
+        except (OSError, ValueError) as error:
+            reason = getattr(error, "strerror", None) or error
+            raise InputError(f"{str(folder)!r}: cannot be made for checkpoints: {reason}") from error
         parts = [text, _digest_of(program), *map(_digest_of, teachers)]
         name = hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
         self.path = folder / f"recover-{name}.safetensors"
@@ -98,10 +99,36 @@ class Checkpoints:
                     optimizer.setdefault(constant, {})[key] = each
             step, epoch, place = (int(metadata[key]) for key in ("step", "epoch", "place"))
             return Checkpoint(step, epoch, place, values, optimizer, tensors["random"])
-        except (SafetensorError, KeyError, TypeError, ValueError) as error:
+        except (SafetensorError, KeyError, TypeError, ValueError, OSError) as error:
             raise FileFormatError(
                 f"{self.path}: this is no checkpoint of burnish, or it is truncated: remove it"
             ) from error
+
+    def check(self, found: Checkpoint, values: Mapping[str, torch.Tensor], steps: int) -> None:
+        """Check that what was read can be gone on from.
+
+        Args:
+            found: what was read.
+            values: what it is of.
+            steps: of the whole training.
+
+        Raises:
+            FileFormatError: it is of something else, or was changed.
+        """
+        state = [(name, each) for name, parts in found.optimizer.items() for each in parts.values() if each.dim()]
+        tensors = [*found.values.items(), *state]
+        fits = (
+            0 <= found.step <= steps
+            and min(found.epoch, found.place) >= 0
+            and found.random.dtype == torch.uint8
+            and found.values.keys() == values.keys()
+            and found.optimizer.keys() <= values.keys()
+            and bool(found.optimizer) == bool(found.step)
+            and all(each.shape == values[name].shape for name, each in tensors)
+            and all(bool(each.isfinite().all()) for _, each in tensors)
+        )
+        if not fits:
+            raise FileFormatError(f"{self.path}: this checkpoint is not of this training, or was changed: remove it")
 
 
 def _digest_of(model: Program | nn.Module) -> str:

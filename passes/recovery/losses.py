@@ -8,10 +8,12 @@ from typing import Any, Literal
 import torch
 from torch.nn import functional
 
+from burnish.compiler.data import cross_entropy
 from burnish.compiler.errors import InputError
 
 __all__ = ["Distance", "TaskLoss", "agreement", "distillation", "feature_distance", "task_loss"]
 
+_CLASSES = 2
 Distance = Literal["kl", "mse"]
 TaskLoss = Literal["cross-entropy", "mse"] | Callable[[Any, Any], torch.Tensor]
 """What the task itself asks for: by name on the first output, or a function of (outputs, targets)."""
@@ -37,17 +39,13 @@ def task_loss(loss: TaskLoss, outputs: Any, first: torch.Tensor, target: Any) ->
     if not isinstance(target, torch.Tensor):
         raise InputError(f"loss {loss!r} takes a tensor as target, but got {type(target).__name__}")
     if loss == "mse":
-        if target.shape != first.shape:
-            raise InputError(f"loss 'mse': the target is {list(target.shape)}, but the output {list(first.shape)}")
+        if target.shape != first.shape or target.is_complex():
+            kind = str(target.dtype).removeprefix("torch.")
+            raise InputError(
+                f"loss 'mse': the target is {kind}{list(target.shape)}, but the output {list(first.shape)}"
+            )
         return functional.mse_loss(first.float(), target.float())
-    if target.shape != first.shape[:-1] or target.is_floating_point():
-        raise InputError(
-            f"loss 'cross-entropy' takes classes of shape {list(first.shape[:-1])}, but the target is"
-            f" {str(target.dtype).removeprefix('torch.')}{list(target.shape)}"
-        )
-    if bool((target >= first.shape[-1]).any()):
-        raise InputError(f"loss 'cross-entropy': class {int(target.max())} of {first.shape[-1]}")
-    return functional.cross_entropy(first.float().flatten(0, -2), target.flatten())
+    return cross_entropy(first, target, "loss 'cross-entropy'")
 
 
 def distillation(
@@ -62,7 +60,15 @@ def distillation(
         teachers: the same shape, each.
         weights: of every teacher for every sample, [teachers, ...].
         heat: the temperature.
+
+    Raises:
+        InputError: kl has no classes to compare.
     """
+    if distance == "kl" and (student.dim() < 1 or student.shape[-1] < _CLASSES):
+        raise InputError(
+            f"distill=kl compares chances over the last dimension, but an output is {list(student.shape)}: use"
+            " distill=mse"
+        )
     total = torch.zeros(())
     for teacher, weight in zip(teachers, weights, strict=True):
         if distance == "mse":

@@ -182,7 +182,8 @@ class Recover(Pass):
         missing = [name for name in self.features if name not in names]
         if missing:
             raise OptionError(
-                f"pass 'recover': option 'features': the program has no node {missing[0]!r}: `burnish print` shows them"
+                f"pass 'recover': option 'features': the program has no node {missing[0]!r}: `burnish capture` prints"
+                " them"
             )
 
     def _teachers(self, program: Program, context: Context) -> list[Teacher]:

@@ -51,7 +51,7 @@ class Teacher:
         missing = sorted(self.features - names)
         if missing:
             raise InputError(
-                f"{label} has no node {missing[0]!r} to match: `burnish print` shows the nodes of a Program"
+                f"{label} has no node {missing[0]!r} to match: `burnish capture` prints the nodes of a model"
             )
 
     def __call__(self, inputs: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -173,17 +173,16 @@ class Training:
         if self.teachers and settings.distance is not None:
             follows = torch.zeros(())
             for name in floating:
+                mine = _at_least_a_row(outputs[name])
                 wanted = [_wanted(each[0], name, outputs[name], teacher.label) for each, teacher in zip(
                     taught, self.teachers, strict=True)]  # fmt: skip
                 weights = sample_weights(wanted, settings.weighting, labels if name == floating[0] else None)
-                follows = follows + distillation(
-                    settings.distance, outputs[name], wanted, weights, settings.temperature
-                )
+                follows = follows + distillation(settings.distance, mine, wanted, weights, settings.temperature)
                 if metric is None and settings.distance == "kl":
                     mixed = sum(each.float().softmax(-1) * weight.unsqueeze(-1) for each, weight in zip(
                         wanted, weights, strict=True))  # fmt: skip
                     assert isinstance(mixed, torch.Tensor)
-                    metric = agreement(outputs[name], mixed.argmax(-1))
+                    metric = agreement(mine, mixed.argmax(-1))
             parts.append((settings.balance if settings.loss is not None else 1.0, follows))
         if settings.features:
             parts.append((1.0, feature_distance(self.module.observed, taught[0][1], settings.features)))
@@ -223,6 +222,8 @@ class Training:
         values: dict[str, torch.Tensor] = {**self.module.trained, **self.module.statistics}
         if self.regrowing is not None:
             values |= self.regrowing.masks
+        assert self.checkpoints is not None
+        self.checkpoints.check(found, values, self.settings.steps)
         for name, value in values.items():
             value.copy_(found.values[name])
         for name, state in found.optimizer.items():
@@ -270,4 +271,8 @@ def _wanted(outputs: Mapping[str, Any], name: str, mine: torch.Tensor, label: st
     if not isinstance(found, torch.Tensor) or found.shape != mine.shape:
         has = list(found.shape) if isinstance(found, torch.Tensor) else "nothing"
         raise InputError(f"{label} gives {has} for output {name!r}, but the program gives {list(mine.shape)}")
-    return found
+    return _at_least_a_row(found)
+
+
+def _at_least_a_row(value: torch.Tensor) -> torch.Tensor:
+    return value if value.dim() else value.reshape(1)

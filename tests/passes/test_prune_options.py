@@ -295,8 +295,8 @@ def test_rounding_is_the_targets_where_nothing_is_asked_for() -> None:
         return _widths(_pruned(_Network(), _PICTURES, options, target=target)[0])
 
     assert widths("ratio=0.4", 1) == (20, 39, 39)
-    # 32 channels have too few steps of 16: they take 8. Of two groups that 39 should be left of one is cut further.
-    assert widths("ratio=0.4", 16) == (24, 32, 48)
+    # Of two groups that 39 should be left of one is cut further.
+    assert widths("ratio=0.4", 16) == (16, 32, 48)
     # A number that is asked for holds everywhere, and never takes more than the ratio.
     assert widths("ratio=0.4,round_to=16", 1) == (32, 48, 48)
     assert widths("ratio=0.4,round_to=1", 16) == (20, 39, 39)
@@ -319,7 +319,7 @@ def test_bad_options(options: str, message: str) -> None:
 
 
 def test_scales_of_norms_that_are_folded() -> None:
-    with pytest.raises(PassError, match="'batch-norm' needs batch norms: put prune before fold-batch-norm"):
+    with pytest.raises(PassError, match="'batch-norm' needs batch norms, and what can go has none"):
         _pruned(_Network(), _PICTURES, "importance=batch-norm", "canonicalize,fold-batch-norm")
 
 
@@ -353,3 +353,35 @@ def test_a_target_is_an_upper_bound() -> None:
             left = smaller.parameter_count() / program.parameter_count()
         # All groups have one size: if each were rounded alike there would be four widths to choose from.
         assert float(part) - 0.09 < left <= float(part) * 1.005
+
+
+@pytest.mark.parametrize(
+    ("target", "message"),
+    [
+        (torch.tensor([0, -1]), "taylor: class -1 of 4"),
+        (torch.tensor([0, 9]), "taylor: class 9 of 4"),
+        (torch.full((2,), -100), "taylor: no sample of the batch has a class"),
+    ],
+)
+def test_labels_that_taylor_cannot_use(target: torch.Tensor, message: str) -> None:
+    data = [(torch.randn(2, 3, 8, 8), target)]
+    program = burnish.capture(_Network().eval(), (_PICTURES,))
+    with pytest.raises(PassError, match=message):
+        Pipeline.parse("canonicalize,prune{importance=taylor}").run(program, Context(calibration=data))
+
+
+def test_weights_that_cannot_be_ranked() -> None:
+    model = _Network()
+    with torch.no_grad():
+        model.second.weight[3, 0] = torch.nan
+    with pytest.raises(PassError, match=r"constant 'second\.weight' holds NaN or infinity"):
+        _pruned(model, _PICTURES, "ratio=0.5")
+    with pytest.raises(PassError, match="option 'kinds' is empty"):
+        _pruned(_Network(), _PICTURES, "kinds=[]")
+
+
+def test_patterns_of_masks_do_not_survive() -> None:
+    program = burnish.capture(_Network().eval(), (_PICTURES,))
+    context = Context(progress=False)
+    Pipeline.parse('canonicalize,sparsify{pattern="2:4"},prune').run(program, context)
+    assert any("put sparsify behind prune" in note for note in context.notes)

@@ -13,6 +13,8 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import nn
 
 import burnish
@@ -390,9 +392,18 @@ def test_bad_options(options: str, message: str) -> None:
         ("", [torch.randn(2, 7)], "training item 0: .*input"),
         ("", [torch.full((2, 6), torch.nan)], "training item 0: input .* holds NaN"),
         ("loss=cross-entropy", [torch.randn(2, 6)], "a loss needs pairs"),
-        ("loss=cross-entropy", [(torch.randn(2, 6), torch.randn(2))], "takes classes of shape \\[2\\]"),
+        (
+            "loss=cross-entropy",
+            [(torch.randn(2, 6), torch.randn(2))],
+            "takes classes, integers of shape \\[2\\], but",
+        ),
         ("loss=cross-entropy", [(torch.randn(2, 6), torch.tensor([0, 9]))], "class 9 of 4"),
-        ("loss=mse", [(torch.randn(2, 6), torch.randn(2))], "the target is \\[2\\], but the output \\[2, 4\\]"),
+        ("loss=mse", [(torch.randn(2, 6), torch.randn(2))], "the target is float32\\[2\\], but the output \\[2, 4\\]"),
+        ("loss=cross-entropy", [(torch.randn(2, 6), torch.tensor([0, -1]))], "class -1 of 4: they are numbered from 0"),
+        ("loss=cross-entropy", [(torch.randn(2, 6), torch.tensor([True, False]))], "but the target is bool"),
+        ("loss=cross-entropy", [(torch.randn(2, 6), torch.full((2,), -100))], "no sample of the batch has a class"),
+        ("loss=mse", [(torch.randn(2, 6), torch.randn(2, 4) * 1j)], "the target is complex64"),
+        ("", [torch.randn(0, 6)], "training item 0: input .* is empty"),
         ("learning_rate=1e30,optimizer=sgd", _DATA, "a smaller learning_rate than 1e\\+30"),
     ],
 )
@@ -440,3 +451,75 @@ def test_half_precision_trains_too() -> None:
     recovered, _ = _run(["canonicalize,prune", options])
     assert all(value.dtype == torch.float32 for value in recovered.constants.values())
     assert _distance(recovered, _model()) < 0.2 * _distance(pruned, _model())
+
+
+def test_classes_of_any_whole_numbers() -> None:
+    data = [(x, torch.arange(32, dtype=torch.int32) % 4) for x in _DATA]
+    assert "right" in _run(["canonicalize,recover{steps=2,loss=cross-entropy}"], data=data)[1].notes[-1]
+
+
+def test_a_last_batch_of_one_sample() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 4)).eval()
+    program, _ = _run(["canonicalize,recover{epochs=2}"], _captured(model), list(_DATA[0][:5].split(4)))
+    assert all(bool(each.isfinite().all()) for each in program.constants.values())
+
+
+class _Mean(nn.Module):
+    def __init__(self, form: str) -> None:
+        super().__init__()
+        self.form, self.layer = form, nn.Linear(6, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.layer(x)
+        return x.mean() if self.form == "number" else x[..., :1]
+
+
+@pytest.mark.parametrize("form", ["number", "column"])
+def test_outputs_without_classes(form: str) -> None:
+    torch.manual_seed(0)
+    program = _captured(_Mean(form).eval())
+    with pytest.raises(burnish.PassError, match=r"compares chances over the last dimension.*use distill=mse"):
+        _run(["canonicalize,recover{steps=2}"], program)
+    _, context = _run(["canonicalize,recover{steps=2,distill=mse}"], program)
+    assert "recover: 2 steps" in context.notes[-1] and "samples" not in context.notes[-1]
+
+
+def test_teachers_in_text() -> None:
+    with pytest.raises(burnish.OptionError, match="option 'teachers' is Python's: give the pass as an object"):
+        Pipeline.parse("recover{teachers=[a]}")
+
+
+_CHANGES: dict[str, Any] = {
+    "a value is missing": lambda tensors: tensors.pop("value/0.weight"),
+    "another shape": lambda tensors: tensors.update({"value/0.weight": torch.zeros(3, 3)}),
+    "not a number": lambda tensors: tensors["value/0.weight"].fill_(torch.nan),
+    "a foreign state": lambda tensors: tensors.update({"optimizer/exp_avg/other": torch.zeros(3)}),
+    "a state of another shape": lambda tensors: tensors.update({"optimizer/exp_avg/0.weight": torch.zeros(3)}),
+    "random floats": lambda tensors: tensors.update({"random": torch.zeros(5056)}),
+}
+
+
+@pytest.mark.parametrize("change", _CHANGES)
+def test_checkpoints_that_were_changed(change: str, tmp_path: Path) -> None:
+    passes = ["canonicalize", Recover(steps=2, checkpoint=str(tmp_path))]
+    _run(passes)
+    (path,) = tmp_path.iterdir()
+    with safe_open(path, "pt") as file:
+        metadata, tensors = file.metadata(), {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
+    _CHANGES[change](tensors)
+    save_file(tensors, path, metadata)
+    with pytest.raises(burnish.PassError, match="not of this training, or was changed: remove it"):
+        _run(passes)
+
+
+def test_a_folder_in_place_of_a_checkpoint(tmp_path: Path) -> None:
+    passes = ["canonicalize", Recover(steps=2, checkpoint=str(tmp_path))]
+    _run(passes)
+    (path,) = tmp_path.iterdir()
+    path.unlink()
+    path.mkdir()
+    with pytest.raises(burnish.PassError, match="no checkpoint of burnish, or it is truncated: remove it"):
+        _run(passes)
+    with pytest.raises(burnish.PassError, match="cannot be made for checkpoints"):
+        _run(["canonicalize", Recover(steps=1, checkpoint="a\0b")])

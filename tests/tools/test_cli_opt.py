@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from command_line import TEXT, Command
 
 from burnish.compiler.program import Program
@@ -89,7 +90,8 @@ def test_dumps_are_numbered_and_parse_again(burnish: Command, text_file: Path, t
 
 def test_dumps_up_to_a_failure_are_kept(burnish: Command, text_file: Path, tmp_path: Path) -> None:
     result = burnish("opt", text_file, "-p", "cse,select-outputs{names=[nothing]}", "--dump-dir", tmp_path / "dumps")
-    assert result.exit_code == 1
+    # What the pass was given cannot be used.
+    assert result.exit_code == 2 and "replay with" not in result.stderr
     assert (tmp_path / "dumps" / "01-cse.txt").exists()
 
 
@@ -202,3 +204,16 @@ def test_passes_for_a_backend_with_calibration_data(burnish: Command, saved: Pat
     data.write_bytes(data.read_bytes()[:100])
     result = burnish("opt", saved, "-p", "default,quantize", "-b", "onnx", "--calibration", data)
     assert result.exit_code == 2 and "truncated" in result.stderr
+
+
+def test_labels_of_calibration_data(burnish: Command, saved: Path, tmp_path: Path) -> None:
+    program = Program.load(saved)
+    inputs = {name: value.numpy() for name, value in program.samples.items()}
+    rows, *_ = torch.utils._pytree.tree_leaves(program(**program.samples))
+    passes, data = "canonicalize,recover{steps=2,loss=mse,distill=none}", tmp_path / "data.npz"
+    np.savez(data, **inputs)
+    result = burnish("opt", saved, "-p", passes, "--calibration", data, "-o", tmp_path / "out.burnish")
+    assert result.exit_code == 2 and "a .npz has its target in an array of that name" in result.stderr
+    np.savez(data, **inputs, target=rows.detach().numpy())
+    result = burnish("opt", saved, "-p", passes, "--calibration", data, "-o", tmp_path / "out.burnish")
+    assert result.exit_code == 0, result.stderr
