@@ -1,8 +1,8 @@
 """One pruned and trained network of `pruning_accuracy`: burnish's or Torch-Pruning's, with the same training behind.
 
 Both are given the same ratio of every layer's channels. Torch-Pruning keeps multiples of 8, burnish what it chooses for
-the ONNX backend. Torch-Pruning's module is captured
-after pruning and trained by burnish's `recover` too: what differs is what was pruned, and nothing else.
+the ONNX backend. Torch-Pruning's module is captured after pruning and trained by burnish's `recover` too: what differs
+is what was pruned, and nothing else.
 """
 
 from __future__ import annotations
