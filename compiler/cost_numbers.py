@@ -14,7 +14,10 @@ from typing import Any, TypeAlias
 import sympy
 import torch
 
-__all__ = ["Number", "Shape", "evaluated", "from_terms", "larger", "number", "product", "shape_of", "terms", "total"]
+__all__ = [
+    "Number", "Shape", "estimated", "evaluated", "from_terms", "larger", "number", "product", "shape_of", "terms",
+    "total",
+]  # fmt: skip
 
 Number: TypeAlias = "int | sympy.Expr"
 Shape: TypeAlias = "tuple[Number, ...]"
@@ -93,6 +96,11 @@ def evaluated(value: Number, sizes: Mapping[Any, int]) -> Number:
         return value
     result = value.xreplace({symbol: sympy.Integer(size) for symbol, size in sizes.items()})
     return int(result) if result.is_number else result
+
+
+def estimated(value: Number) -> int:
+    """Return `value` with 1 for every symbol that is left, a size that depends on data (what `nonzero` returns)."""
+    return value if isinstance(value, int) else int(value.xreplace(dict.fromkeys(value.free_symbols, sympy.Integer(1))))
 
 
 def _bounds(upper: Number, lower: Number) -> bool:

@@ -314,6 +314,30 @@ class Rewriter:
             set_provenance(node, provenance)
         return node
 
+    def add_branch(self, graph: fx.Graph, branch: fx.Graph, name: str) -> fx.Node:
+        """Add a graph for a `cond` in `graph` to choose, under a name like `name`; return the node that stands for it.
+
+        Its nodes have types and display names; its output is a tuple.
+        """
+        unique, ordinal = name, 0
+        while unique in self.program.branches or unique in self.program.constants:
+            ordinal += 1
+            unique = f"{name}_{ordinal}"
+        self.program.branches[unique] = branch
+        for each in branch.nodes:
+            if provenance_of(each) is None:
+                set_provenance(each, merged([], self._maker("branch")))
+        return self.branch_node(graph, unique)
+
+    def branch_node(self, graph: fx.Graph, name: str) -> fx.Node:
+        """Return a new node of `graph` that stands for the branch `name`."""
+        with graph.inserting_before(next(iter(graph.nodes))):
+            node = graph.get_attr(name)
+        node.meta["name"] = self._table(graph).unique(name)
+        set_provenance(node, merged([], self._maker("branch")))
+        self.changed = True
+        return node
+
     def inherit(self, node: fx.Node, origins: Iterable[fx.Node]) -> None:
         """Add the origins of `origins` to those of `node`, which stands for them from now on."""
         known = provenance_of(node)

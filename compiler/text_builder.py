@@ -22,6 +22,7 @@ from burnish.compiler.expressions import is_unbacked
 from burnish.compiler.operators import Operator, find_operator, is_mutating, operator_name, schema_of
 from burnish.compiler.printer import default_outputs
 from burnish.compiler.provenance import Origin, Provenance, set_provenance
+from burnish.compiler.stand_ins import type_of
 from burnish.compiler.syntax import Call, GraphText, Input, Place, ProgramText, Return
 from burnish.compiler.text_types import SymbolTable, TypeMismatchError
 from burnish.compiler.types_text import TensorType, format_type
@@ -204,7 +205,7 @@ class _GraphBuilder:
         key = None if fresh else (target, _key(args), _key(kwargs))
         if key is not None and key in self.owner.cache:
             return self.owner.cache[key]
-        value = target(*self._fakes(args, fresh), **self._fakes(kwargs, fresh))
+        value = type_of(target, self._fakes(args, fresh), self._fakes(kwargs, fresh), self.table.environment)
         if fresh:
             return value
         value = self.table.intern(value)

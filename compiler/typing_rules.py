@@ -18,6 +18,7 @@ from burnish.compiler.conditional import branch_module
 from burnish.compiler.errors import VerificationError
 from burnish.compiler.graphs import name_of
 from burnish.compiler.operators import operator_name
+from burnish.compiler.stand_ins import type_of
 
 if TYPE_CHECKING:
     from burnish.compiler.program import Program
@@ -64,7 +65,7 @@ def _infer(program: Program, node: fx.Node) -> Any:
     kwargs = fx.node.map_arg(node.kwargs, lambda each: _value(program, each))
     try:
         with on_types(program.fake_mode):
-            return target(*args, **kwargs)
+            return type_of(target, args, kwargs, program.fake_mode.shape_env)
     except Exception as error:
         raise VerificationError(
             f"{name_of(node)} = {operator_name(target)}: {str(error).strip() or type(error).__name__}",

@@ -48,6 +48,10 @@ def test_every_pass_survives_level_4(name: str, model: str) -> None:
     options = {"select-outputs": f"{{names=[{SOME_OUTPUT[model]}]}}", "recover": "{steps=2}"}
     text = name + options.get(name, "")
     before = "canonicalize," if find_pass(name).requires else ""
+    if name.endswith("exits"):
+        before += f"select-outputs{{names=[{SOME_OUTPUT[model]}]}},"
+    if name == "calibrate-exits":
+        before += "insert-exits,"
     context = Context(calibration=trained(model).calibration[:2])
     assert Pipeline.parse(before + text).run(captured(model), context, verify=4).history[-1] == text
 

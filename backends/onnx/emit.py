@@ -23,6 +23,7 @@ from torch.export import ExportedProgram
 
 from burnish.backends.onnx.conv_pads import pads_into_convolutions
 from burnish.backends.onnx.decompose import decompose
+from burnish.backends.onnx.empty_rows import allow_no_rows
 from burnish.backends.onnx.quiet import quiet
 from burnish.backends.onnx.spellings import keep_pads_before_pools, keep_sums_before_norms, tile_quantized_factors
 from burnish.backends.onnx.translations import table
@@ -84,6 +85,7 @@ def lower(program: Program, opset: int, standard: bool) -> Lowered:
         _clean(model)
         pads_into_convolutions(model.graph)
         keep_pads_before_pools(model.graph)
+        allow_no_rows(model.graph)
         if not standard:
             keep_sums_before_norms(model.graph)
             tile_quantized_factors(model.graph)

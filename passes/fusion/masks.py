@@ -166,7 +166,8 @@ class _Smaller:
             return node
         # A copy of its own: a view would keep, and save, all that it is a view of.
         own = tensor.clone(memory_format=torch.contiguous_format).to(real.device)
-        return self.rewriter.set_constant(node.graph, name_of(node), own, [node])
+        # Not its name: others may read the node itself.
+        return self.rewriter.set_constant(node.graph, f"{name_of(node)}.values", own, [node])
 
     def _of_rank(self, node: fx.Node, source: fx.Node) -> fx.Node:
         """Return `source` with dimensions of size 1 before its own, as many as `node` has more."""

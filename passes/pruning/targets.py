@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from burnish.compiler.context import Context
+from burnish.compiler.cost_numbers import estimated
 from burnish.compiler.errors import InputError, OptionError
 from burnish.compiler.program import Program
 
@@ -81,4 +82,4 @@ def reached(goal: Goal, program: Program, context: Context, smaller: Callable[[f
 def _size(program: Program, measure: Measure) -> float:
     if measure == "params":
         return float(program.parameter_count())
-    return float(program.cost().at_samples().flops)
+    return float(estimated(program.cost().at_samples().flops))

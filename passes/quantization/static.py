@@ -23,6 +23,7 @@ from torch import fx
 
 from burnish.compiler import interpreter
 from burnish.compiler.context import Context
+from burnish.compiler.cost_numbers import estimated
 from burnish.compiler.data import calibration_inputs
 from burnish.compiler.errors import OptionError
 from burnish.compiler.facts import Fact
@@ -321,7 +322,7 @@ def _shares(program: Program) -> dict[fx.Node, float]:
     cost = program.cost().at_samples() if program.samples else program.cost()
     figures = {(each.graph, each.name): each.figures.macs for each in cost.nodes}
     found = {
-        node: float(figures.get((name, name_of(node)), 0))
+        node: float(estimated(figures.get((name, name_of(node)), 0)))
         for name, graph in program.all_graphs()
         for node in calls(graph)
         if node.target in _TARGETS

@@ -1,8 +1,11 @@
 """recover: trains a Program, to win back what pruning, sparsity or integers cost, in place of a training script.
 
 By default the Program learns to give what the one gives that the pipeline started from, on unlabelled data. Weights,
-biases and factors of products are trained; masks stay masks, integers stay on their grids (see
-`compiler.trainable`), tables, positions and statistics of attention stay what they are.
+biases and factors of products are trained; masks stay masks, integers stay on their grids (see `compiler.trainable`),
+tables, positions and statistics of attention stay what they are.
+
+Of a Program with exits every head learns, from all samples, what the model's own is to say (joint training: BranchyNet,
+Teerapittayanon et al., ICPR 2016).
 
 Not handled: updates of buffers (caches) have no effect on the next batch; devices other than the CPU.
 """
@@ -27,6 +30,7 @@ from burnish.compiler.pass_base import Pass
 from burnish.compiler.program import Program
 from burnish.compiler.rewriter import Rewriter
 from burnish.compiler.trainable import Trainable
+from burnish.passes.exits.straight import Straight, straightened
 from burnish.passes.recovery.batches import Batches
 from burnish.passes.recovery.checkpoints import Checkpoints
 from burnish.passes.recovery.losses import Distance, TaskLoss
@@ -64,6 +68,7 @@ class Recover(Pass):
         statistics: batch norms normalize by their batches and update what they know (updated), or not (frozen).
         segments: parts of the graph whose inner values are computed twice, to need less memory.
         freeze: patterns as in a shell of constants that stay.
+        only: patterns of constants that alone change, `exit*` the heads of exits; where there are none, all may.
         regrow: none; rigl or set: masked weights take the places of the least ones.
         regrow_every: steps from one such move to the next.
         regrow_part: of the weights of a layer, how many move at first.
@@ -90,6 +95,7 @@ class Recover(Pass):
     statistics: Literal["updated", "frozen"] = "updated"
     segments: int = 1
     freeze: tuple[str, ...] = ()
+    only: tuple[str, ...] = ()
     regrow: Regrow | None = None
     regrow_every: int = 50
     regrow_part: float = 0.3
@@ -105,6 +111,9 @@ class Recover(Pass):
         """
         self._check()
         data = readable_again(self._data(context), self.name, "data")
+        straight = straightened(program)
+        if straight is not None:
+            program = straight.program
         frozen = self._frozen(program)
         module = Trainable(program, frozen=frozen, statistics=self.statistics == "updated", segments=self.segments)
         if not module.trained:
@@ -126,7 +135,7 @@ class Recover(Pass):
         with torch.random.fork_rng(devices=[]), torch.enable_grad():
             torch.manual_seed(context.seed)
             result = Training(
-                module, self._settings(steps), teachers, batches, regrowing, checkpoints, context.progress
+                module, self._settings(steps, straight), teachers, batches, regrowing, checkpoints, context.progress
             ).run()
         context.notes.append(_told(steps, result, self.loss == "cross-entropy"))
         trained = module.constants()
@@ -169,12 +178,18 @@ class Recover(Pass):
 
     def _frozen(self, program: Program) -> frozenset[str]:
         names = [name for name, uses in uses_of(program).items() if is_parameter(uses)]
-        for pattern in self.freeze:
+        for pattern in (*self.freeze, *self.only):
             if not any(fnmatchcase(name, pattern) for name in names):
                 some = ", ".join(names[:5]) or "none"
                 raise OptionError(f"pass 'recover': no constant matches {pattern!r}: there are {some}")
+
+        def matches(name: str, patterns: tuple[str, ...]) -> bool:
+            return any(fnmatchcase(name, pattern) for pattern in patterns)
+
         return frozenset(
-            name for name in program.constants if any(fnmatchcase(name, pattern) for pattern in self.freeze)
+            name
+            for name in program.constants
+            if matches(name, self.freeze) or (self.only and not matches(name, self.only))
         )
 
     def _check_features(self, module: Trainable) -> None:
@@ -191,7 +206,10 @@ class Recover(Pass):
             return []
         given = list(self.teachers) if isinstance(self.teachers, (tuple, list)) else [self.teachers]
         if not given:
-            return [Teacher(context.reference or program, program, self.features, "the original program")]
+            original = context.reference or program
+            straight = straightened(original)
+            whole = original if straight is None else straight.program
+            return [Teacher(whole, program, self.features, "the original program")]
         return [
             Teacher(each, program, self.features if index == 0 else (), f"teacher {index + 1}")
             for index, each in enumerate(given)
@@ -205,8 +223,9 @@ class Recover(Pass):
             raise InputError("pass 'recover' needs training data, and there are none: the data are empty")
         return self.epochs * count
 
-    def _settings(self, steps: int) -> Settings:
+    def _settings(self, steps: int, straight: Straight | None) -> Settings:
         return Settings(
+            heads=() if straight is None else (straight.output, *(head.logits for head in straight.heads)),
             steps=steps,
             loss=self.loss,
             distance=self.distill,

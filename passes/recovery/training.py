@@ -38,8 +38,13 @@ _SMOOTH = 0.9
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """How to train. See `Recover`."""
+    """How to train. See `Recover`.
 
+    Attributes:
+        heads: where there are exits, the outputs that all are to be the first one of these.
+    """
+
+    heads: tuple[str, ...]
     steps: int
     loss: TaskLoss | None
     distance: Distance | None
@@ -158,7 +163,7 @@ class Training:
         self, outputs: Mapping[str, Any], taught: Sequence[tuple[dict[str, Any], dict[str, Any]]], target: Any
     ) -> tuple[torch.Tensor, float | None]:
         settings = self.settings
-        floating = [
+        floating = list(settings.heads) or [
             name for name, each in outputs.items() if isinstance(each, torch.Tensor) and each.is_floating_point()
         ]
         if not floating:
@@ -168,13 +173,18 @@ class Training:
         parts: list[tuple[float, torch.Tensor]] = []
         metric: float | None = None
         if settings.loss is not None:
-            own = task_loss(settings.loss, self.module.unflatten(outputs), first, target)
+            if settings.heads:
+                losses = [task_loss(settings.loss, outputs[name], outputs[name], target) for name in settings.heads]
+                own = torch.stack(losses).mean()
+            else:
+                own = task_loss(settings.loss, self.module.unflatten(outputs), first, target)
             parts.append((1 - settings.balance if self.teachers else 1.0, own))
         if self.teachers and settings.distance is not None:
             follows = torch.zeros(())
             for name in floating:
                 mine = _at_least_a_row(outputs[name])
-                wanted = [_wanted(each[0], name, outputs[name], teacher.label) for each, teacher in zip(
+                source = settings.heads[0] if settings.heads else name
+                wanted = [_wanted(each[0], source, outputs[name], teacher.label) for each, teacher in zip(
                     taught, self.teachers, strict=True)]  # fmt: skip
                 weights = sample_weights(wanted, settings.weighting, labels if name == floating[0] else None)
                 follows = follows + distillation(settings.distance, mine, wanted, weights, settings.temperature)
@@ -183,7 +193,8 @@ class Training:
                         wanted, weights, strict=True))  # fmt: skip
                     assert isinstance(mixed, torch.Tensor)
                     metric = agreement(mine, mixed.argmax(-1))
-            parts.append((settings.balance if settings.loss is not None else 1.0, follows))
+            share = settings.balance if settings.loss is not None else 1.0
+            parts.append((share / max(1, len(settings.heads)), follows))
         if settings.features:
             parts.append((1.0, feature_distance(self.module.observed, taught[0][1], settings.features)))
         if labels is not None:

@@ -1,0 +1,77 @@
+"""Tensors that may have no rows: what ONNX Runtime (1.31) makes of the shapes of reductions is set right.
+
+It gives a reduction of a tensor without elements the shape of what was reduced: a maximum over the classes of no
+sample, [0, 5], is [0, 5] too and not [0]. Only sizes that depend on data become 0: those of what `NonZero` finds, and
+of everything that is computed from that.
+
+Not handled: reductions over all dimensions; GroupNormalization, which fails without rows; branches of a conditional.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import onnx_ir as ir
+
+__all__ = ["allow_no_rows"]
+
+_REDUCTIONS = frozenset({"ArgMax", "ArgMin"})
+_SIZES = frozenset({"Shape", "Size"})
+
+
+def allow_no_rows(graph: ir.Graph) -> None:
+    """Put a Reshape behind every reduction of a tensor whose number of rows depends on the data."""
+    dependent = set[ir.Value]()
+    for node in list(graph):
+        if node.op_type not in _SIZES and (node.op_type == "NonZero" or not dependent.isdisjoint(_given(node))):
+            dependent.update(node.outputs)
+            if node.op_type in _REDUCTIONS or node.op_type.startswith("Reduce"):
+                dependent.add(_reshaped(graph, node))
+
+
+def _given(node: ir.Node) -> list[ir.Value]:
+    return [each for each in node.inputs if each is not None]
+
+
+def _reshaped(graph: ir.Graph, node: ir.Node) -> ir.Value:
+    """Return what stands for the result of a reduction."""
+    source, result = node.inputs[0], node.outputs[0]
+    axes = _axes(node)
+    if source is None or not axes:
+        return result
+    reduced, ones = _numbers(graph, axes), _numbers(graph, [1] * len(axes))
+    shape = ir.node("Shape", [source])
+    sizes = ir.node("ScatterElements", [shape.outputs[0], reduced, ones])
+    # Without it a 0 would stand for the size of what is reshaped.
+    made = [shape, sizes, ir.node("Reshape", [result, sizes.outputs[0]], {"allowzero": 1})]
+    if not node.attributes.get_int("keepdims", 1):
+        node.attributes["keepdims"] = ir.AttrInt64("keepdims", 1)
+        made.append(ir.node("Squeeze", [made[-1].outputs[0], reduced]))
+    shaped = made[-1].outputs[0]
+    shaped.shape, shaped.type, result.shape = result.shape, result.type, None
+    graph.insert_after(node, made)
+    for each in made:
+        each.metadata_props.update(node.metadata_props)
+    for user, index in tuple(result.uses()):
+        if user is not made[2]:
+            user.replace_input_with(index, shaped)
+    for index, output in enumerate(graph.outputs):
+        if output is result:
+            graph.outputs[index] = shaped
+    return shaped
+
+
+def _axes(node: ir.Node) -> list[int]:
+    if node.op_type in _REDUCTIONS:
+        return [node.attributes.get_int("axis", 0)]
+    if len(node.inputs) > 1:
+        value = node.inputs[1]
+        return [] if value is None or value.const_value is None else value.const_value.numpy().tolist()
+    return list(node.attributes.get_ints("axes", []))
+
+
+def _numbers(graph: ir.Graph, values: Sequence[int]) -> ir.Value:
+    constant = ir.node("Constant", [], {"value": ir.tensor(np.array(values, np.int64))})
+    graph.insert_before(graph[0], constant)
+    return constant.outputs[0]
