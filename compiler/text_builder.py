@@ -32,6 +32,7 @@ __all__ = ["Builder"]
 
 # Python's operators work on sizes; with literals alone they could be made to compute anything.
 _MAX_LITERAL = 2**63
+_DEEPEST = 30
 _MAX_SHIFT = 64
 _FRESH_TAGS = (torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape)
 
@@ -88,6 +89,8 @@ class Builder:
                 raise place.error(f"unknown branch &{name}")
             if name in self._open:
                 raise place.error(f"branch &{name} refers to itself")
+            if len(self._open) == _DEEPEST:
+                raise place.error(f"branches are nested more than {_DEEPEST} deep")
             self._open.add(name)
             self.branches[name] = _GraphBuilder(self, text, None).build()
             self._open.remove(name)

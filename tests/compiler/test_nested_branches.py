@@ -82,3 +82,14 @@ branch one(%x: f32[4], %p: b1[]) {
 """
     with pytest.raises(TextError, match="branch &one refers to itself"):
         Program.parse(text)
+
+
+def test_branches_nested_too_deep_are_refused() -> None:
+    body = """(%x: f32[4], %p: b1[]) {{
+  %cond = higher_order.cond(%p, &b{0}, &b{0}, (%x, %p)) : (f32[4],)
+  %y = getitem(%cond, 0) : f32[4]
+  return %y
+}}"""
+    graphs = [f"graph main{body.format(0)}", *(f"branch b{index}{body.format(index + 1)}" for index in range(500))]
+    with pytest.raises(TextError, match="branches are nested more than 30 deep"):
+        Program.parse("\n".join(["# burnish 1", *graphs, ""]))
