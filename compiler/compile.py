@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import os
 import time
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -41,6 +42,8 @@ _TOLERANCE = {torch.float16: 5e-2, torch.bfloat16: 1e-1}
 _DEFAULT_TOLERANCE = 1e-3
 # Of a measurement that passes ask for: seconds of a turn.
 _TURN, _TURNS = 0.2, 5
+# Frames from where warnings are given to who called `compile_model`.
+_CALLER = 5
 
 
 def compile_model(
@@ -229,6 +232,9 @@ class _Job:
         report.emit_seconds = time.perf_counter() - start
         report.artifact_nodes, report.artifact_bytes = artifact.node_count(), artifact.size()
         report.notes += [*context.notes, *artifact.notes()]
+        report.warnings = program.warnings
+        for each in program.warnings:
+            warnings.warn(each, stacklevel=_CALLER)
         start = time.perf_counter()
         if self.verify >= 2:
             with working("comparing with the model", self.progress):

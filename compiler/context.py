@@ -62,3 +62,8 @@ class Context:
     reference: Program | None = None
     progress: bool = True
     notes: list[str] = field(default_factory=list)
+
+    @property
+    def can_measure(self) -> bool:
+        """Whether there is a backend to measure on."""
+        return self.measure is not _no_measure

@@ -12,15 +12,13 @@ Not handled: Programs of several stages; updates of buffers, which belong to no 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import networkx
 from torch import fx
 
 from burnish.compiler.cost import Figures
-from burnish.compiler.cost_memory import value_bytes
-from burnish.compiler.cost_numbers import estimated, evaluated
-from burnish.compiler.cost_sizes import bindings
+from burnish.compiler.cost_numbers import estimated
 from burnish.compiler.graphs import calls, name_of, output_of
 from burnish.compiler.program import Program
 
@@ -35,19 +33,25 @@ class Cut:
 
     Attributes:
         value: what all work behind the cut is computed from.
-        behind: the operators behind the cut: they are computed from the value.
-        sides: other values from before that these read; no work went into them.
+        number: of the cut, from 0, the first one.
         macs: of the work before, at the sizes of the samples.
         flops: the same.
-        bytes: of the value and the sides, at the sizes of the samples.
+        segments: for every operator that work went into, in the graph's order, how many cuts it stands behind.
     """
 
     value: fx.Node
-    behind: frozenset[fx.Node]
-    sides: tuple[fx.Node, ...]
+    number: int
     macs: int
     flops: int
-    bytes: int
+    segments: Mapping[fx.Node, int] = field(compare=False, repr=False)
+
+    def is_before(self, node: fx.Node) -> bool:
+        """Tell whether an operator is computed from the value."""
+        return self.segments.get(node, 0) > self.number
+
+    def behind(self) -> list[fx.Node]:
+        """Return the operators that are computed from the value, in the graph's order."""
+        return [node for node, segment in self.segments.items() if segment > self.number]
 
 
 def cut_points(program: Program) -> list[Cut]:
@@ -59,20 +63,19 @@ def cut_points(program: Program) -> list[Cut]:
     (graph,) = program.graphs.values()
     figures = figures_of(program)
     worked = _worked(graph, figures)
-    sizes = bindings(program.cost().inputs, program.cost().samples)
+    dominators = _dominators(graph, worked)
+    segments = dict.fromkeys((node for node in graph.nodes if node in worked), len(dominators))
     cuts: list[Cut] = []
-    before = set[fx.Node]()
+    known = set[fx.Node]()
     macs = flops = 0
-    for value in _dominators(graph, worked):
-        new = ancestors([value], before) & worked
-        before |= new
-        macs += sum(estimated(figures[node].macs) for node in new)
-        flops += sum(estimated(figures[node].flops) for node in new)
-        behind = worked - before
-        read = [each for node in graph.nodes if node in behind for each in node.all_input_nodes]
-        sides = tuple(dict.fromkeys(each for each in read if each not in worked and each.op != "get_attr"))
-        size = sum(estimated(evaluated(value_bytes(each), sizes)) for each in (value, *sides))
-        cuts.append(Cut(value, frozenset(behind), sides, macs, flops, size))
+    for number, value in enumerate(dominators):
+        new = ancestors([value], known)
+        known |= new
+        for node in new & worked:
+            segments[node] = number
+            macs += estimated(figures[node].macs)
+            flops += estimated(figures[node].flops)
+        cuts.append(Cut(value, number, macs, flops, segments))
     return cuts
 
 

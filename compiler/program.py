@@ -74,6 +74,7 @@ class Program:
         history: the passes that have run, in pipeline text.
         conditions: what the sizes of the inputs must satisfy, besides their ranges.
         notes: what the user should know (an input that could not be made dynamic, say).
+        warnings: what makes it unfit for use as it is.
     """
 
     graphs: dict[str, fx.Graph]
@@ -86,6 +87,7 @@ class Program:
     history: tuple[str, ...] = ()
     conditions: tuple[Condition, ...] = ()
     notes: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run the Program in eager PyTorch, operator by operator; call it as the model is called.

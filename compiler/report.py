@@ -63,6 +63,7 @@ class Report:
         artifact_bytes: size of the lowered graph when saved.
         artifact_drift: relative difference of the artifact's outputs from the model's; None where not compared.
         notes: what the user should know.
+        warnings: what makes the artifact unfit for use as it is.
         records: everything known of each pass, skip reasons included.
     """
 
@@ -75,6 +76,7 @@ class Report:
     artifact_bytes: int = 0
     artifact_drift: float | None = None
     notes: list[str] = field(default_factory=list)
+    warnings: tuple[str, ...] = ()
     records: list[PassRecord] = field(default_factory=list)
 
     def __str__(self) -> str:
@@ -95,6 +97,7 @@ class Report:
             f" verified in {self.verify_seconds:.1f} s"
         )
         lines += [f"note: {note}" for note in self.notes]
+        lines += [f"warning: {warning}" for warning in self.warnings]
         return "\n".join(lines)
 
     def to_json(self) -> dict[str, Any]:
@@ -115,6 +118,7 @@ class Report:
                 "drift": None if self.artifact_drift is None else _finite(self.artifact_drift),
             },
             "notes": self.notes,
+            "warnings": list(self.warnings),
             "skips": [
                 {"rule": skip.rule, "node": skip.node, "operator": skip.operator, "reason": skip.reason}
                 for record in self.records

@@ -35,6 +35,7 @@ _TOKEN = re.compile(
 _WORDS: dict[str, SpecValue] = {"true": True, "false": False, "none": None, "True": True, "False": False, "None": None}
 _PLAIN = re.compile(r"[A-Za-z_*?][\w*?./:-]*\Z")
 _DEEPEST = 20
+_QUOTES = "texts with other signs than letters stand in quotes"
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +88,7 @@ class _Parser:
             match = _TOKEN.match(text, position)
             if match is None or match.lastgroup is None:
                 self._fail(
-                    "unexpected character: texts with other signs than letters stand in quotes",
+                    f"unexpected character: {_QUOTES}",
                     position + len(text[position:]) - len(text[position:].lstrip()),
                 )
             kind = match.lastgroup
@@ -172,7 +173,7 @@ class _Parser:
 
     def _expect(self, mark: str) -> None:
         if not self._take(mark):
-            hint = ": texts with other signs than letters stand in quotes" if mark == "," else ""
+            hint = f": {_QUOTES}" if mark == "," else ""
             self._fail(f"expected {mark!r}{hint}", self.tokens[self.at][2])
 
     def _fail(self, message: str, place: int) -> NoReturn:

@@ -1,8 +1,9 @@
 """Save a Program in one file, and load it in a process that has no model source.
 
 The file is a safetensors file: constants are tensors named `constant/NAME`, tensor samples `sample/NAME`; its metadata
-hold the format's version, the text form, and as JSON the provenance, the other samples, the notes, which names share a
-tensor, and the order of dimensions in memory of tensors that are not contiguous. Nothing in it is ever executed.
+hold the format's version, the text form, and as JSON the provenance, the other samples, the notes and warnings,
+which names share a tensor, and the order of dimensions in memory of tensors that are not contiguous. Nothing in it is
+ever executed.
 
 Not handled: dtypes that safetensors cannot hold (complex128, quantized tensors); checksums of the weights; and
 tensors that overlap in part are saved apart.
@@ -63,6 +64,7 @@ def save_program(program: Program, path: str | os.PathLike[str]) -> None:
         "provenance": json.dumps({name: _dump_provenance(graph) for name, graph in program.all_graphs()}),
         "samples": json.dumps(numbers),
         "notes": json.dumps(program.notes),
+        "warnings": json.dumps(program.warnings),
         "same": json.dumps(same),
         "orders": json.dumps(orders),
     }
@@ -155,15 +157,19 @@ def _assemble(metadata: dict[str, str], tensors: dict[str, torch.Tensor]) -> Pro
     if unknown:
         raise ValueError(f"sample {unknown[0]!r} is of no input")
     program.samples = {name: samples[name] for name in program.signature.input_names if name in samples}
-    notes = json.loads(metadata["notes"])
-    if not isinstance(notes, list) or not all(isinstance(note, str) for note in notes):
-        raise ValueError("the notes are not a list of strings")
-    program.notes = tuple(notes)
+    program.notes, program.warnings = (_lines(metadata, key) for key in ("notes", "warnings"))
     _check_samples(program)
     provenance = _table(metadata, "provenance")
     for name, graph in program.all_graphs():
         _load_provenance(graph, provenance[name])
     return program
+
+
+def _lines(metadata: Mapping[str, str], key: str) -> tuple[str, ...]:
+    found = json.loads(metadata.get(key, "[]"))
+    if not isinstance(found, list) or not all(isinstance(each, str) for each in found):
+        raise ValueError(f"the {key} are not a list of strings")
+    return tuple(found)
 
 
 def _table(metadata: Mapping[str, str], key: str) -> dict[str, Any]:

@@ -52,6 +52,7 @@ def compile_model(
     [dim]burnish compile mymodels:resnet --input 'f32[2,3,224,224]' -p canonicalize,fold-batch-norm -o resnet.onnx[/]
     """
     from burnish.compiler.compile import compile_model as compile_it
+    from burnish.compiler.quiet import silenced
     from burnish.tools.model_files import check_writable
     from burnish.tools.pass_context import read_calibration
 
@@ -59,7 +60,9 @@ def compile_model(
     _check_backend(backend, output)
     found, examples = _model_and_inputs(model, inputs, seed)
     data = read_calibration(calibration)
-    compiled = compile_it(found, passes, examples, backend=backend, calibration=data, verify=verify, seed=seed)
+    # The report has the warnings.
+    with silenced():
+        compiled = compile_it(found, passes, examples, backend=backend, calibration=data, verify=verify, seed=seed)
     if output is not None:
         compiled.save(output)
     if as_json:

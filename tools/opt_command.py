@@ -80,6 +80,8 @@ def opt(
         )
     for note in context.notes:
         say("note", note, "bold")
+    for warning in program.warnings:
+        say("warning", warning, "bold yellow")
     if time:
         _print_times(records)
     if stats:

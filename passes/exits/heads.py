@@ -76,7 +76,7 @@ def copied(
     Raises:
         OptionError: no cut point near the end has such features.
     """
-    alike = [each for each in cuts if same_type(each.value, cut.value) and result in each.behind]
+    alike = [each for each in cuts if same_type(each.value, cut.value) and each.is_before(result)]
     last = alike[-1]
     if last.flops < (1 - _HEAD) * flops:
         shape = [str(expression(size)) for size in shape_of(cut.value) or ()]
@@ -84,8 +84,7 @@ def copied(
             f"pass 'insert-exits': head=copy needs features of one size before the model's own head and at the exit,"
             f" but no cut point near it has the [{', '.join(shape)}] of {name_of(cut.value)}: use head=linear there"
         )
-    body = [node for node in result.graph.nodes if node in last.behind]
-    return _inserted(rewriter, anchor, body, {last.value: cut.value}, rewriter.program.constants, name)[result]
+    return _inserted(rewriter, anchor, last.behind(), {last.value: cut.value}, rewriter.program.constants, name)[result]
 
 
 def of_module(rewriter: Rewriter, anchor: fx.Node, value: fx.Node, module: nn.Module, name: str) -> fx.Node:

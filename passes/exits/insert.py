@@ -37,6 +37,7 @@ from burnish.passes.exits.independence import check_independence
 from burnish.passes.exits.per_sample import per_sample
 from burnish.passes.exits.places import by_layer, by_name, evenly
 from burnish.passes.exits.rules import Rule
+from burnish.passes.exits.straight import straightened
 from burnish.passes.exits.whole_batch import whole_batch
 
 __all__ = ["UNCALIBRATED", "InsertExits"]
@@ -84,19 +85,20 @@ class InsertExits(Pass):
         """
         self._check()
         name, result, batch = _logits(program)
-        cuts = [cut for cut in cut_points(program) if result in cut.behind and _has_rows(cut.value, batch)]
-        places = self._places(program, apart(cuts))
+        cuts = [cut for cut in cut_points(program) if cut.is_before(result) and _has_rows(cut.value, batch)]
+        flops = estimated(program.cost().at_samples().flops)
+        places = self._places(apart(cuts), flops)
         thresholds = self._thresholds(len(places))
         check_independence(program, batch, name)
         with rewriter.rewrite("exits"):
             _put_work_last(result.graph, cuts[0])
             attached: list[Attached] = []
             for number, (cut, threshold) in enumerate(zip(places, thresholds, strict=True)):
-                head = partial(self._head, rewriter, cut, cuts, result, number, context.seed)
+                head = partial(self._head, rewriter, cut, cuts, flops, result, number, context.seed)
                 before = attached[-1] if attached else None
                 attached.append(attach(rewriter, cut, f"exit{number + 1}", head, result, self.rule, threshold, before))
             self._leave(rewriter, attached, name, result, batch)
-        context.notes.append(UNCALIBRATED)
+        program.warnings = (*program.warnings, UNCALIBRATED)
 
     def _check(self) -> None:
         if sum(bool(each) for each in (self.exits is not None, self.after, self.layers)) > 1:
@@ -113,7 +115,7 @@ class InsertExits(Pass):
                     f"pass 'insert-exits': option 'thresholds' must be from 0 to 1 for {self.rule}, but has {each:g}"
                 )
 
-    def _places(self, program: Program, cuts: list[Cut]) -> list[Cut]:
+    def _places(self, cuts: list[Cut], flops: int) -> list[Cut]:
         if not cuts:
             raise OptionError(
                 "pass 'insert-exits': there is no cut point: no value in the middle is all that the logits depend on"
@@ -122,7 +124,7 @@ class InsertExits(Pass):
             return by_name(cuts, self.after)
         if self.layers:
             return by_layer(cuts, self.layers)
-        return evenly(cuts, 1 if self.exits is None else self.exits, _flops(program))
+        return evenly(cuts, 1 if self.exits is None else self.exits, flops)
 
     def _thresholds(self, count: int) -> list[float]:
         given = self.thresholds or (_DEFAULTS[self.rule],)
@@ -137,6 +139,7 @@ class InsertExits(Pass):
         rewriter: Rewriter,
         cut: Cut,
         cuts: list[Cut],
+        flops: int,
         result: fx.Node,
         number: int,
         seed: int,
@@ -146,7 +149,7 @@ class InsertExits(Pass):
         if self.heads:
             return heads.of_module(rewriter, anchor, cut.value, self.heads[number], name)
         if self.head == "copy":
-            return heads.copied(rewriter, anchor, cut, cuts, _flops(rewriter.program), result, name)
+            return heads.copied(rewriter, anchor, cut, cuts, flops, result, name)
         return heads.linear(rewriter, anchor, cut.value, int(result.meta["val"].shape[1]), name, seed + number)
 
     def _leave(
@@ -157,7 +160,7 @@ class InsertExits(Pass):
         index: fx.Node | int | None = len(attached) if self.index else None
         behind = set[fx.Node]()
         for number, here in reversed(list(enumerate(attached))):
-            behind |= here.cut.behind
+            behind.update(here.cut.behind())
             close = whole_batch if self.mode == "whole-batch" else per_sample
             logits, index, made = close(rewriter, here, behind, batch, (logits, index), number)
             behind |= made | here.nodes
@@ -177,6 +180,8 @@ def _logits(program: Program) -> tuple[str, fx.Node, sympy.Symbol]:
         OptionError: there are none.
     """
     names = program.signature.output_names
+    if straightened(program) is not None:
+        raise OptionError("pass 'insert-exits': the program has exits: give all of them to one insert-exits")
     if len(program.graphs) > 1:
         raise OptionError("pass 'insert-exits': the program has stages: put insert-exits before partition")
     if program.mutable_constants():
@@ -224,9 +229,5 @@ def _has_rows(value: fx.Node, batch: sympy.Symbol) -> bool:
 
 def _put_work_last(graph: fx.Graph, first: Cut) -> None:
     """Let everything that does not depend on the first cut point stand before it: heads may read it."""
-    for node in [each for each in calls(graph) if each not in first.behind and first.value < each]:
+    for node in [each for each in calls(graph) if not first.is_before(each) and first.value < each]:
         first.value.prepend(node)
-
-
-def _flops(program: Program) -> int:
-    return estimated(program.cost().at_samples().flops)

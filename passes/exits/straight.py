@@ -23,7 +23,7 @@ from burnish.compiler.rewriter import Rewriter
 from burnish.compiler.structure import Container, Leaf
 from burnish.passes.canonical.dce import erase_dead
 
-__all__ = ["Head", "Straight", "has_exits", "straightened"]
+__all__ = ["Head", "Straight", "straightened"]
 
 _COMPARISONS = ("aten.gt.Tensor", "aten.ge.Tensor")
 _PER_SAMPLE = ("aten.index_copy", "aten.select.int", "aten.nonzero", "aten.logical_not")
@@ -60,11 +60,6 @@ class Straight:
     program: Program
     output: str
     heads: tuple[Head, ...]
-
-
-def has_exits(program: Program) -> bool:
-    """Tell whether samples may leave a Program early."""
-    return _logits(program) is not None
 
 
 def straightened(program: Program) -> Straight | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
 import sympy
@@ -42,8 +42,7 @@ def whole_batch(
         stayed.append(index)
     inside = ancestors(stayed, set()) & set(behind) | {*stayed}
     bodies = [_with_sizes(left), _with_sizes([node for node in graph.nodes if node in inside])]
-    read = [each for body in bodies for node in body for each in node.all_input_nodes if each not in set(body)]
-    operands = [each for each in dict.fromkeys(read) if each.meta.get("val") is not None]
+    operands = _operands(bodies)
     references = [
         rewriter.add_branch(graph, _branch(body, operands, outputs), f"{here.name}_{kind}")
         for body, outputs, kind in zip(bodies, (left, stayed), ("left", "stayed"), strict=True)
@@ -53,6 +52,17 @@ def whole_batch(
     merged = insert("logits", "getitem", choice, 0)
     exits = insert("exit", "getitem", choice, 1) if index is not None else None
     return merged, exits, {each for each in (everyone, choice, merged, exits) if each is not None}
+
+
+def _operands(bodies: Iterable[Sequence[fx.Node]]) -> list[fx.Node]:
+    """Return the values that bodies read from outside."""
+    found: dict[fx.Node, None] = {}
+    for body in bodies:
+        inside = set(body)
+        for node in body:
+            read = [each for each in node.all_input_nodes if each not in inside]
+            found.update(dict.fromkeys(each for each in read if each.meta.get("val") is not None))
+    return list(found)
 
 
 def _with_sizes(body: Sequence[fx.Node]) -> list[fx.Node]:
