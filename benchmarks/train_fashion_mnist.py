@@ -1,8 +1,9 @@
-"""Train the small ResNet of `benchmarks.trained` on Fashion-MNIST, once, and write its weights.
+"""Train the ResNets of `benchmarks.trained` on Fashion-MNIST, once, and write their weights.
 
-python -m benchmarks.train_fashion_mnist [--epochs 18] [--seed 0] [--threads 1]
+python -m benchmarks.train_fashion_mnist [--deep] [--epochs 18] [--seed 0] [--threads 1]
 
-Seed 1, of 9 epochs, is the second teacher of `benchmarks.pruning_accuracy`. It takes about 75 s an epoch on one
+Seed 1, of 9 epochs, is the second teacher of `benchmarks.pruning_accuracy`; the deep one, of 9, gets the exits of
+`benchmarks.exits`. It takes about 75 s an epoch on one
 thread of a processor with bfloat16 instructions. It needs the Debian package dataset-fashion-mnist. The test pictures
 are read at the end only: nothing is chosen by them.
 """
@@ -17,7 +18,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from benchmarks.fashion_data import FashionBatches
-from benchmarks.trained.fashion import SmallResNet, fashion_mnist_pictures, normalized, weights
+from benchmarks.trained.fashion import fashion_mnist_pictures, network, normalized, weights
 
 PEAK, MOMENTUM, DECAY = 0.1, 0.9, 5e-4
 WARM_UP = 0.1
@@ -25,6 +26,7 @@ WARM_UP = 0.1
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--deep", action="store_true", help="the network of 12 blocks")
     parser.add_argument("--epochs", type=int, default=18)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=1)
@@ -32,10 +34,10 @@ def main() -> None:
     torch.set_num_threads(chosen.threads)
     torch.manual_seed(chosen.seed)
     # The bfloat16 convolutions are twice as fast with channels last.
-    model = SmallResNet().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    model = network(chosen.deep).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     train(model, FashionBatches(), chosen.epochs)
     model = model.to(memory_format=torch.contiguous_format).eval()
-    path = weights(chosen.seed)
+    path = weights(chosen.seed, chosen.deep)
     path.parent.mkdir(exist_ok=True)
     save_file({name: value.contiguous() for name, value in model.state_dict().items()}, path)
     pictures, labels = fashion_mnist_pictures("t10k")

@@ -1,4 +1,4 @@
-"""Fashion-MNIST from the Debian package `dataset-fashion-mnist`, and the small ResNet trained on it.
+"""Fashion-MNIST from the Debian package `dataset-fashion-mnist`, and the ResNets trained on it.
 
 `python -m benchmarks.train_fashion_mnist` wrote the weights in benchmarks/weights/. The package is needed to
 score it.
@@ -16,7 +16,17 @@ from torch import nn
 
 from benchmarks.trained.task import Inputs, NotInstalled, Task, Trained, mean_of
 
-__all__ = ["MEAN", "STD", "SmallResNet", "fashion_mnist", "fashion_mnist_pictures", "load", "normalized", "weights"]
+__all__ = [
+    "MEAN",
+    "STD",
+    "SmallResNet",
+    "fashion_mnist",
+    "fashion_mnist_pictures",
+    "load",
+    "network",
+    "normalized",
+    "weights",
+]
 
 MEAN, STD = 0.2860, 0.3530
 _DATA = Path("/usr/share/datasets/fashion-mnist")
@@ -81,16 +91,21 @@ def fashion_mnist() -> Trained:
     return Trained(name, model, (test[:2],), (test[:1],), (test[:100],), calibration, (task,))
 
 
-def weights(seed: int) -> Path:
+def network(deep: bool = False) -> SmallResNet:
+    """Return a ResNet, untrained: of 5 blocks, or of 12, thinner ones, which exits stand between."""
+    return SmallResNet((16, 32, 64), (3, 5, 4)) if deep else SmallResNet()
+
+
+def weights(seed: int, deep: bool = False) -> Path:
     """Return the file of the network that a seed gave."""
-    name = "fashion_mnist_resnet" + (f"_{seed}" if seed else "")
+    name = "fashion_mnist_resnet" + "_deep" * deep + (f"_{seed}" if seed else "")
     return Path(__file__).parent.parent / "weights" / f"{name}.safetensors"
 
 
-def load(seed: int = 0) -> SmallResNet:
+def load(seed: int = 0, deep: bool = False) -> SmallResNet:
     """Return the trained network of a seed, in evaluation mode."""
-    model = SmallResNet()
-    model.load_state_dict(load_file(weights(seed)))
+    model = network(deep)
+    model.load_state_dict(load_file(weights(seed, deep)))
     return model.eval()
 
 
