@@ -128,13 +128,13 @@ class Compiled:
         return self._finished()[2]
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the artifact; `burnish.load` reads it back.
+        """Write the artifact; `burnish.load` reads it back. That of a partitioned Program is a folder.
 
         Raises:
             OptionError: the file's ending is not the backend's.
         """
         suffix = self._job.backend.suffix
-        if Path(path).suffix != suffix:
+        if len(self.program.graphs) == 1 and Path(path).suffix != suffix:
             raise OptionError(
                 f"{os.fspath(path)}: an artifact of the backend {self._job.backend.name!r} ends in {suffix}"
             )
@@ -214,6 +214,7 @@ class _Job:
             calibration=self.calibration,
             seed=self.seed,
             measure=self._measure,
+            profile=self._profile,
             progress=self.progress,
         )
         report.passes.append(row_of("capture", captured))
@@ -246,15 +247,23 @@ class _Job:
         """Return seconds per call of what the backend makes of each, behind its own passes; the best of some turns."""
         timed = []
         for program in programs:
-            if program not in self.lowered:
-                context = Context(target=self.backend.target(self.options))
-                finished = run_pipeline(self.backend.default_passes(self.options), program, context, verify=0)[0]
-                self.lowered[program] = self.backend.emit(finished, self.options)
+            artifact = self._lowered(program)
             # Copied once: a copy's threads, which wait busily for more, would share the cores with the backend's.
             args, kwargs = program.sample_arguments()
-            timed.append(partial(self.lowered[program], *args, **kwargs))
+            timed.append(partial(artifact, *args, **kwargs))
         turns = [[benchmark(call, _TURN).median for call in timed] for _ in range(_TURNS)]
         return [min(times) for times in zip(*turns, strict=True)]
+
+    def _profile(self, program: Program) -> Profile:
+        return self._lowered(program).profile()
+
+    def _lowered(self, program: Program) -> Artifact:
+        """Return what the backend makes of a Program, behind its own passes."""
+        if program not in self.lowered:
+            context = Context(target=self.backend.target(self.options))
+            finished = run_pipeline(self.backend.default_passes(self.options), program, context, verify=0)[0]
+            self.lowered[program] = self.backend.emit(finished, self.options)
+        return self.lowered[program]
 
     def _compare(self, captured: Program, program: Program, artifact: Artifact, report: Report) -> None:
         """Hold the artifact to the model on the sample inputs."""

@@ -12,6 +12,7 @@ from burnish.compiler.errors import BackendError
 from burnish.compiler.integers import IntegerRules
 
 if TYPE_CHECKING:
+    from burnish.compiler.profile import Profile
     from burnish.compiler.program import Program
 
 __all__ = ["Context", "Target"]
@@ -36,8 +37,15 @@ class Target:
     alignment: int = 1
 
 
+_NO_BACKEND = "this pipeline runs without a backend, so nothing can be measured: use burnish.compile"
+
+
 def _no_measure(programs: Sequence[Program]) -> list[float]:
-    raise BackendError("this pipeline runs without a backend, so nothing can be measured: use burnish.compile")
+    raise BackendError(_NO_BACKEND)
+
+
+def _no_profile(program: Program) -> Profile:
+    raise BackendError(_NO_BACKEND)
 
 
 @dataclass(kw_only=True)
@@ -50,6 +58,7 @@ class Context:
         seed: everything random in a pass derives from it.
         measure: seconds per call of Programs on their samples, on the chosen backend behind its own passes, taking
             turns.
+        profile: seconds of every lowered node of a Program on its samples, on the chosen backend behind its own passes.
         reference: the Program that the pipeline started from.
         progress: show progress on a terminal for work above two seconds.
         notes: a pass adds what the user should know; the report shows them.
@@ -59,6 +68,7 @@ class Context:
     calibration: Iterable[Any] | None = None
     seed: int = 0
     measure: Callable[[Sequence[Program]], list[float]] = _no_measure
+    profile: Callable[[Program], Profile] = _no_profile
     reference: Program | None = None
     progress: bool = True
     notes: list[str] = field(default_factory=list)

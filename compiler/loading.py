@@ -68,7 +68,7 @@ def load(path: str | os.PathLike[str], **options: Any) -> Program | Artifact:
     """Load what `Program.save` or `Compiled.save` wrote; needs no model source.
 
     Args:
-        path: a file with one of the endings .burnish, .onnx, .pt.
+        path: a file with one of the endings .burnish, .onnx, .pt; or the folder of a partitioned model.
         options: of the backend that runs the file, `runtime="openvino"` for one; a Program takes none.
 
     Raises:
@@ -86,6 +86,9 @@ def load(path: str | os.PathLike[str], **options: Any) -> Program | Artifact:
             raise OptionError(f"{file}: a Program is loaded without options, so without {', '.join(options)}")
         return Program.load(file)
     suffixes = {find_backend(name).suffix: name for name in backend_names()}
-    if file.suffix not in suffixes:
-        raise FileFormatError(f"{file}: the ending must be one of .burnish, {', '.join(sorted(suffixes))}")
-    return find_backend(suffixes[file.suffix]).load(file, options)
+    # A folder's name may have a point in it.
+    suffix = "" if file.is_dir() else file.suffix
+    if suffix not in suffixes or (suffix == "") != file.is_dir():
+        known = sorted(each for each in suffixes if each)
+        raise FileFormatError(f"{file}: the ending must be one of .burnish, {', '.join(known)}")
+    return find_backend(suffixes[suffix]).load(file, options)

@@ -350,6 +350,12 @@ class Rewriter:
             result.args = (dict(outputs),)
             self.changed = True
 
+    def set_stages(self, graphs: dict[str, fx.Graph]) -> None:
+        """Put stages in place of the graphs; each node of theirs has a type, a display name and provenance."""
+        with self._grouped("stages"):
+            self.program.graphs = graphs
+            self.changed = True
+
     def set_output_structure(self, outputs: Structure) -> None:
         """Make `outputs` what a call of the Program returns; the caller keeps the graphs' outputs in step."""
         with self._grouped("outputs"):

@@ -20,7 +20,7 @@ from torch.utils import _pytree as pytree
 from burnish.compiler.expressions import is_unbacked
 from burnish.compiler.sizes import expression
 
-__all__ = ["type_of"]
+__all__ = ["settled", "type_of"]
 
 _HINT = 11
 _known: WeakKeyDictionary[ShapeEnv, dict[sympy.Symbol, sympy.Symbol]] = WeakKeyDictionary()
@@ -32,19 +32,35 @@ def type_of(function: Callable[..., Any], args: Any, kwargs: Any, environment: S
         return function(*args, **kwargs)
     except GuardOnDataDependentSymNode:
         assert environment is not None
-    known = _known.setdefault(environment, {})
-    for size in _sizes((args, kwargs)):
-        for symbol in getattr(expression(size), "free_symbols", ()):
-            if is_unbacked(symbol) and symbol not in known:
-                known[symbol] = environment.create_symbol(
-                    _HINT + len(known),
-                    ConstantSource(f"_stands_in_{len(known)}"),
-                    DimDynamic.DYNAMIC,
-                    do_not_specialize_zero_one=True,
-                )
+    known = _stand_ins((args, kwargs), environment)
     given_args, given_kwargs = _substituted((args, kwargs), known, environment)
     result = function(*given_args, **given_kwargs)
     return _substituted(result, {new: old for old, new in known.items()}, environment)
+
+
+def settled(value: Any, environment: ShapeEnv | None) -> Any:
+    """Return a type with ordinary sizes in place of those that depend on data; itself where there are none."""
+    if environment is None or not any(map(is_unbacked, _symbols(value))):
+        return value
+    return _substituted(value, _stand_ins(value, environment), environment)
+
+
+def _stand_ins(values: Any, environment: ShapeEnv) -> dict[sympy.Symbol, sympy.Symbol]:
+    """Return what stands in for sizes that depend on data, those of `values` among them."""
+    known = _known.setdefault(environment, {})
+    for symbol in _symbols(values):
+        if is_unbacked(symbol) and symbol not in known:
+            known[symbol] = environment.create_symbol(
+                _HINT + len(known),
+                ConstantSource(f"_stands_in_{len(known)}"),
+                DimDynamic.DYNAMIC,
+                do_not_specialize_zero_one=True,
+            )
+    return known
+
+
+def _symbols(values: Any) -> list[sympy.Symbol]:
+    return [each for size in _sizes(values) for each in getattr(expression(size), "free_symbols", ())]
 
 
 def _sizes(values: Any) -> list[Any]:

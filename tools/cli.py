@@ -19,6 +19,7 @@ from burnish.tools.opt_command import opt
 from burnish.tools.passes_command import passes
 from burnish.tools.repro_command import repro
 from burnish.tools.run_command import run
+from burnish.tools.run_stages_command import run_stages
 from burnish.tools.verb import verb
 
 __all__ = ["app", "main"]
@@ -65,6 +66,7 @@ _VERBS: dict[str, Callable[..., None]] = {
     "passes": passes,
     "diff": diff,
     "run": run,
+    "run-stages": run_stages,
     "bench": bench,
     "profile": profile,
     "repro": repro,

@@ -16,6 +16,7 @@ from burnish.backends.onnx.integer_rules import INTEGER_RULES
 from burnish.backends.onnx.model import DTYPES, model_of
 from burnish.backends.onnx.settings import DEFAULT_OPSETS, Settings
 from burnish.backends.onnx.simplify import simplified
+from burnish.backends.stages import StagedArtifact, emit_stages
 from burnish.compiler.backend import Finding
 from burnish.compiler.binding import Binding
 from burnish.compiler.context import Target
@@ -69,7 +70,7 @@ class OnnxBackend:
         """List what the backend cannot take, node by node, without lowering anything."""
         return list(findings(program, DEFAULT_OPSETS["ort"]))
 
-    def emit(self, program: Program, options: Mapping[str, Any]) -> OnnxArtifact:
+    def emit(self, program: Program, options: Mapping[str, Any]) -> OnnxArtifact | StagedArtifact:
         """Lower `program`; it is not changed. Weights are shared with it, but for those that ONNX wants transposed.
 
         Raises:
@@ -77,6 +78,8 @@ class OnnxBackend:
             BackendError: the program cannot be lowered; names node, module and source line.
         """
         settings = Settings.parse(options)
+        if len(program.graphs) > 1:
+            return emit_stages(self, program, options)
         found = list(findings(program, settings.opset))
         if found:
             more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""

@@ -22,10 +22,7 @@ __all__ = ["findings"]
 
 
 def findings(program: Program, opset: int) -> Iterator[Finding]:
-    """Yield what ONNX or the exporter lacks: operators, element types, loops, and partitioned Programs."""
-    if len(program.graphs) != 1:
-        names = ", ".join(program.graphs)
-        yield Finding(names, "graph", f"the program has {len(program.graphs)} stages: lower them one by one")
+    """Yield what ONNX or the exporter lacks: operators, element types, and loops."""
     known = translations(opset)
     for _, graph in program.all_graphs():
         for node in graph.nodes:

@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 
 import torch
 
+from burnish.backends.stages import StagedArtifact, emit_stages
 from burnish.backends.torchscript.artifact import Convention, TorchScriptArtifact, load_artifact
 from burnish.backends.torchscript.jit import compile_source, freeze
 from burnish.backends.torchscript.layout import plan_layout
@@ -74,7 +75,7 @@ class TorchScriptBackend:
                     findings.append(Finding(name_of(node), operator_name(node.target), reason, module))
         return findings
 
-    def emit(self, program: Program, options: Mapping[str, Any]) -> TorchScriptArtifact:
+    def emit(self, program: Program, options: Mapping[str, Any]) -> TorchScriptArtifact | StagedArtifact:
         """Lower `program`; its weights are copied. Fused operators without a form of their own are inlined.
 
         Raises:
@@ -82,6 +83,8 @@ class TorchScriptBackend:
             BackendError: the program cannot be lowered; names the node.
         """
         check_options(self.name, options, _OPTIONS)
+        if len(program.graphs) > 1:
+            return emit_stages(self, program, options)
         findings = self.check(program)
         if findings:
             shown = "".join(f"\n  {each}" for each in findings[:_SHOWN_FINDINGS])

@@ -1,0 +1,178 @@
+"""A partitioned model: an artifact for each stage, called like the model.
+
+Stages run one after the other, or, on micro-batches, at the same time in threads: see `pipelined`.
+
+Not handled: stages on several machines; see `distributed`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from burnish.backends.stages.pipelined import run_pipelined
+from burnish.backends.stages.plan import MANIFEST, Stages
+from burnish.compiler import structure
+from burnish.compiler.atomic import atomic_path
+from burnish.compiler.backend import Artifact, Backend
+from burnish.compiler.binding import Binding
+from burnish.compiler.capture import Inputs, as_arguments
+from burnish.compiler.errors import InputError, OptionError
+from burnish.compiler.measure import Timing, benchmark
+from burnish.compiler.profile import Profile, ProfileRow
+from burnish.compiler.program import Program
+from burnish.compiler.stages import stage_programs
+
+__all__ = ["StagedArtifact", "emit_stages", "writable_folder"]
+
+_FILES = (".burnish", ".onnx", ".pt", ".pt2")
+
+
+def emit_stages(backend: Backend, program: Program, options: Mapping[str, Any]) -> StagedArtifact:
+    """Lower every stage of a partitioned Program."""
+    parts = [backend.emit(stage, options) for stage in stage_programs(program).values()]
+    return StagedArtifact(Stages.of(program, backend.suffix), parts, program.samples)
+
+
+class StagedArtifact:
+    """See the module's docstring; made by the backends.
+
+    Args:
+        stages: what is known of the whole.
+        parts: what runs every stage; their outputs are tuples in the order of `stages`.
+        samples: an input per name, for `benchmark` and `profile`; may be empty.
+    """
+
+    def __init__(self, stages: Stages, parts: Sequence[Artifact], samples: Mapping[str, Any] | None = None) -> None:
+        self.stages, self.parts = stages, tuple(parts)
+        self._samples = dict(samples or {})
+
+    @property
+    def binding(self) -> Binding:
+        """How it is called."""
+        return self.stages.binding
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Run stage by stage; same pytree in and out as the model, torch tensors.
+
+        Raises:
+            InputError: an argument is missing, left over, or differs from capture in structure, dtype or static size.
+        """
+        values = self.binding.bind(args, kwargs)
+        for index in range(len(self.parts)):
+            values.update(self.run_stage(index, values))
+            kept = self.stages.kept(index)
+            values = {name: value for name, value in values.items() if name in kept}
+        return self.binding.result(values)
+
+    def run_stage(self, index: int, values: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the outputs of a stage by name, of values by name."""
+        stage = self.stages.stages[index]
+        results = self.parts[index](*(values[name] for name in stage.inputs))
+        return dict(zip(stage.outputs, results, strict=True))
+
+    def pipelined(self, *args: Any, micro_batches: int, **kwargs: Any) -> Any:
+        """Run on parts of the batch, stages at the same time, each in a thread; returns what a call returns.
+
+        For models that compute every sample by itself.
+
+        Raises:
+            InputError: as in a call, or the batch cannot be split: an output has no batch in dimension 0, or there are
+                fewer samples than parts.
+        """
+        values = self.binding.bind(args, kwargs)
+        batches = self.split(values, micro_batches)
+        results = run_pipelined(self.run_stage, len(self.parts), batches)
+        names = self.stages.outputs
+        return self.binding.result({name: torch.cat([each[name] for each in results]) for name in names})
+
+    def split(self, values: Mapping[str, Any], count: int) -> list[dict[str, Any]]:
+        """Return inputs by name for each part of the batch.
+
+        Raises:
+            InputError: see `pipelined`.
+        """
+        alone = [name for name in self.stages.outputs if name not in self.stages.batched]
+        if alone:
+            raise InputError(f"dimension 0 of output {alone[0]!r} is no batch: it cannot be computed in parts")
+        batched = {name: value for name, value in values.items() if name in self.stages.batched}
+        size = min((len(value) for value in batched.values()), default=0)
+        if not 1 <= count <= size:
+            raise InputError(f"{size} samples cannot be split in {count} micro-batches")
+        parts = {name: torch.tensor_split(value, count) for name, value in batched.items()}
+        return [{**values, **{name: each[index] for name, each in parts.items()}} for index in range(count)]
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write a folder; an interrupted save leaves an old one whole.
+
+        Raises:
+            InputError: it cannot be written.
+        """
+        with writable_folder(path) as folder:
+            self.stages.write(folder)
+            for stage, part in zip(self.stages.stages, self.parts, strict=True):
+                part.save(folder / stage.file)
+
+    def reset(self) -> None:
+        """Put the buffers that a run updates back to their initial values."""
+        for part in self.parts:
+            part.reset()
+
+    def benchmark(self, inputs: Inputs | None = None, seconds: float = 2.0) -> Timing:
+        """Time calls, stage by stage, on `inputs`, by default the sample inputs."""
+        values = self._values(inputs)
+        args, kwargs = structure.unflatten(self.binding.inputs, values)
+        return benchmark(lambda: self(*args, **kwargs), seconds)
+
+    def profile(self, inputs: Inputs | None = None) -> Profile:
+        """Return the time of each node of one run, of all stages."""
+        values = self._values(inputs)
+        rows: list[ProfileRow] = []
+        for index, part in enumerate(self.parts):
+            rows += part.profile(tuple(values[name] for name in self.stages.stages[index].inputs))
+            values.update(self.run_stage(index, values))
+        return Profile(rows)
+
+    def notes(self) -> list[str]:
+        """Return what the user should know of the lowering of every stage."""
+        pairs = zip(self.stages.stages, self.parts, strict=True)
+        return [f"{stage.name}: {note}" for stage, part in pairs for note in part.notes()]
+
+    def size(self) -> int:
+        """Return the bytes of all stages when saved."""
+        return sum(part.size() for part in self.parts)
+
+    def node_count(self) -> int:
+        """Return the number of operators or kernels in all lowered graphs."""
+        return sum(part.node_count() for part in self.parts)
+
+    def _values(self, inputs: Inputs | None) -> dict[str, Any]:
+        if inputs is None:
+            if not self._samples:
+                raise InputError("there are no sample inputs: pass inputs=")
+            return dict(self._samples)
+        args, kwargs = as_arguments(inputs)
+        return self.binding.bind(args, kwargs)
+
+
+@contextlib.contextmanager
+def writable_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """Give a new folder, which takes the place of an older one of its kind.
+
+    Raises:
+        OptionError: its name is that of a file.
+        InputError: something else is there, or it cannot be written.
+    """
+    final = Path(path)
+    if final.suffix in _FILES:
+        raise OptionError(f"{final}: a partitioned model is saved as a folder: give a name without {final.suffix}")
+    if final.exists() and not (final / MANIFEST).is_file():
+        raise InputError(f"{final}: is there already, and no folder of a partitioned model: it is not replaced")
+    with atomic_path(final) as temporary:
+        temporary.mkdir()
+        yield temporary

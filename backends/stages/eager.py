@@ -1,0 +1,66 @@
+"""A stage that stays a Program and runs in eager PyTorch: what can be trained, in processes of any kind."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from burnish.compiler.binding import Binding
+from burnish.compiler.capture import Inputs, as_arguments
+from burnish.compiler.errors import BackendError
+from burnish.compiler.measure import Timing, benchmark
+from burnish.compiler.profile import Profile
+from burnish.compiler.program import Program
+
+__all__ = ["EagerArtifact"]
+
+
+class EagerArtifact:
+    """Runs a Program.
+
+    Args:
+        program: of one graph; it is copied, its constants are shared.
+    """
+
+    def __init__(self, program: Program) -> None:
+        self._initial = program
+        self.program = program.copy()
+
+    @property
+    def binding(self) -> Binding:
+        """How it is called."""
+        return Binding.of(self.program)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Run; same pytree in and out as the Program."""
+        return self.program(*args, **kwargs)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write a `.burnish`, with buffers as they were at first."""
+        self._initial.save(path)
+
+    def reset(self) -> None:
+        """Put the buffers that a run updates back to their initial values."""
+        self.program = self._initial.copy()
+
+    def benchmark(self, inputs: Inputs | None = None, seconds: float = 2.0) -> Timing:
+        """Time calls on `inputs`, by default the sample inputs; leaves the state as it was."""
+        args, kwargs = self.program.sample_arguments() if inputs is None else as_arguments(inputs)
+        program = self.program.copy()
+        return benchmark(lambda: program(*args, **kwargs), seconds)
+
+    def profile(self, inputs: Inputs | None = None) -> Profile:
+        """Raise BackendError: eager PyTorch has no profile by node."""
+        raise BackendError("stages that run in eager PyTorch have no profile: compile for another backend")
+
+    def notes(self) -> list[str]:
+        """Return nothing."""
+        return []
+
+    def size(self) -> int:
+        """Return the bytes of the constants."""
+        return sum(each.numel() * each.element_size() for each in self.program.used_constants().values())
+
+    def node_count(self) -> int:
+        """Return the number of operators."""
+        return self.program.node_count()

@@ -1,0 +1,65 @@
+"""Devices that stages run on, and how they are written in a pipeline: "memory=8G flops=10T bandwidth=500G"."""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass, fields
+
+from burnish.compiler.errors import OptionError
+
+__all__ = ["Device"]
+
+_UNITS = {"": 1.0, "k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12, "P": 1e15}
+_AMOUNT = re.compile(r"(\d+\.?\d*(?:e[+-]?\d+)?|inf)([kMGTP]?)")
+
+
+@dataclass(frozen=True)
+class Device:
+    """What a stage runs on.
+
+    Attributes:
+        memory: bytes that weights and activations may take.
+        flops: floating-point operations per second.
+        bandwidth: bytes of memory read and written per second.
+    """
+
+    memory: float = math.inf
+    flops: float = 2e11
+    bandwidth: float = 3e10
+
+    def __post_init__(self) -> None:
+        """Check the figures.
+
+        Raises:
+            OptionError: one is no positive number.
+        """
+        for each in fields(self):
+            value = getattr(self, each.name)
+            if not isinstance(value, (int, float)) or not value > 0:
+                raise OptionError(f"a device's {each.name} must be above 0, but is {value!r}")
+
+    def __str__(self) -> str:
+        return " ".join(f"{each.name}={getattr(self, each.name):g}" for each in fields(self))
+
+    @staticmethod
+    def parse(text: str) -> Device:
+        """Return the device that a text describes; what it leaves out has its default.
+
+        Raises:
+            OptionError: the text is none.
+        """
+        known = [each.name for each in fields(Device)]
+        found: dict[str, float] = {}
+        for part in text.split():
+            name, _, amount = part.partition("=")
+            match = _AMOUNT.fullmatch(amount)
+            if name not in known or name in found or match is None:
+                raise OptionError(
+                    f"{text!r} is no device: {part!r} should be one of {', '.join(known)}, with an amount, as in"
+                    " 'memory=8G flops=10T bandwidth=500G'"
+                )
+            found[name] = float(match[1]) * _UNITS[match[2]]
+        if not found:
+            raise OptionError(f"{text!r} is no device: write 'memory=8G flops=10T bandwidth=500G', or some of these")
+        return Device(**found)

@@ -1,0 +1,196 @@
+"""Units: the parts of a graph that a cut keeps whole, and the values between them.
+
+    together   the results of an operator with several, views that are no larger than what they view, all that reads or
+               updates a buffer which the model updates, and what lies between such
+    copied     in every stage that reads them, for they cost next to nothing: sizes, what is made of constants and sizes
+               alone (positions, causal masks, dequantized weights), and dequantized values, which cross as integers
+
+Not handled: Programs that have stages already.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Set
+from dataclasses import dataclass
+
+import networkx
+import torch
+from torch import fx
+
+from burnish.compiler.cost import NodeCost
+from burnish.compiler.cost_memory import Storage, value_bytes
+from burnish.compiler.cost_numbers import estimated, evaluated
+from burnish.compiler.cost_sizes import bindings
+from burnish.compiler.graphs import calls, name_of, node_order, output_of, placeholders
+from burnish.compiler.operators import is_mutating, is_random, operator_name
+from burnish.compiler.program import Program
+from burnish.passes.partition.problem import Value, Weight
+
+__all__ = ["Units", "units_of"]
+
+_NUMBERS = (torch.SymInt, torch.SymFloat, torch.SymBool, int, float, bool)
+_DEQUANTIZE = "quantized_decomposed.dequantize"
+
+
+@dataclass(frozen=True)
+class Units:
+    """A graph in units.
+
+    Attributes:
+        members: the operators of every unit, in canonical order.
+        values: what units read of each other, in order of their nodes.
+        nodes: the node of every value.
+        weights: constants that units read, in order of their names.
+        costs: what every operator costs at the sizes of the samples.
+    """
+
+    members: tuple[tuple[fx.Node, ...], ...]
+    values: tuple[Value, ...]
+    nodes: tuple[fx.Node, ...]
+    weights: tuple[Weight, ...]
+    costs: Mapping[fx.Node, NodeCost]
+
+
+def units_of(program: Program, tied: bool = False) -> Units:
+    """Return the units of a Program of one stage.
+
+    Args:
+        program: it has samples, or no dynamic sizes.
+        tied: all that reads a constant stays together.
+
+    Raises:
+        InputError: the Program has dynamic sizes and no samples.
+    """
+    (graph,) = program.graphs.values()
+    cost = program.cost().at_samples()
+    by_name = {each.name: each for each in cost.nodes}
+    sizes = bindings(program.cost().inputs, program.cost().samples)
+    order = node_order(graph)
+    costs = {node: by_name[name_of(node)] for node in order if name_of(node) in by_name}
+    copied = _copied(order, costs)
+    bytes_of = {
+        node: estimated(evaluated(value_bytes(node), sizes)) for node in (*placeholders(graph), *order)
+    }  # fmt: skip
+    whole = _whole(program, graph, [node for node in order if node not in copied], copied, bytes_of, tied)
+    position = {node: index for index, node in enumerate(order)}
+    unit_of, members = _numbered(whole, copied, position)
+    values, nodes = _values(graph, unit_of, len(members), copied, bytes_of)
+    weights = _weights(program, unit_of, copied)
+    return Units(tuple(map(tuple, members)), values, nodes, weights, costs)
+
+
+def read_by(node: fx.Node, copied: Set[fx.Node]) -> Iterable[fx.Node]:
+    """Yield what a node reads: of what is copied, what that reads."""
+    seen, waiting = set[fx.Node](), list(node.all_input_nodes)
+    while waiting:
+        each = waiting.pop()
+        if each in seen:
+            continue
+        seen.add(each)
+        # A size is asked of any value that has it.
+        if each in copied and operator_name(each.target) != "aten.sym_size.int":
+            waiting += each.all_input_nodes
+        elif each not in copied:
+            yield each
+
+
+def _copied(order: Iterable[fx.Node], costs: Mapping[fx.Node, NodeCost]) -> set[fx.Node]:
+    """Return the operators that are copied."""
+    found = set[fx.Node]()
+    for node in order:
+        if is_mutating(node.target) or is_random(node):
+            continue
+        name = operator_name(node.target)
+        sourceless = all(each.op == "get_attr" or each in found for each in node.all_input_nodes)
+        works = (node in costs and costs[node].figures.macs != 0) or name == "higher_order.cond"
+        is_number = isinstance(node.meta.get("val"), _NUMBERS)
+        if is_number or (sourceless and not works) or name.startswith(_DEQUANTIZE):
+            found.add(node)
+    return found
+
+
+def _whole(
+    program: Program,
+    graph: fx.Graph,
+    order: list[fx.Node],
+    copied: Set[fx.Node],
+    bytes_of: Mapping[fx.Node, int],
+    tied: bool,
+) -> networkx.DiGraph:
+    """Return a graph whose cycles are what stays together."""
+    edges = networkx.DiGraph()
+    edges.add_nodes_from(order)
+    storage = Storage(graph)
+    updated = program.mutable_constants()
+    readers: dict[str, list[fx.Node]] = {}
+    for node in order:
+        read = list(read_by(node, copied))
+        made = [each for each in read if each.op == "call_function"]
+        edges.add_edges_from((each, node) for each in made)
+        several = [each for each in made if not isinstance(each.meta.get("val"), torch.Tensor)]
+        edges.add_edges_from((node, each) for each in several)
+        inputs = [each for each in read if each.op != "get_attr"]
+        if storage.is_view(node) and inputs == made and len(made) == 1 and bytes_of[node] <= bytes_of[made[0]]:
+            edges.add_edge(node, made[0])
+        for each in read:
+            if each.op == "get_attr" and (tied or each.target in updated):
+                readers.setdefault(str(each.target), []).append(node)
+    for nodes in readers.values():
+        networkx.add_cycle(edges, nodes)
+    return edges
+
+
+def _numbered(
+    whole: networkx.DiGraph, copied: Set[fx.Node], position: Mapping[fx.Node, int]
+) -> tuple[dict[fx.Node, int], list[list[fx.Node]]]:
+    """Return the unit of every operator, and the operators of every unit, in a topological order."""
+    condensed = networkx.condensation(whole)
+    parts = {part: sorted(data["members"], key=position.__getitem__) for part, data in condensed.nodes(data=True)}
+    ordered = networkx.lexicographical_topological_sort(condensed, key=lambda part: position[parts[part][-1]])
+    members = [parts[part] for part in ordered]
+    return {node: unit for unit, nodes in enumerate(members) for node in nodes}, members
+
+
+def _values(
+    graph: fx.Graph,
+    unit_of: Mapping[fx.Node, int],
+    units: int,
+    copied: Set[fx.Node],
+    bytes_of: Mapping[fx.Node, int],
+) -> tuple[tuple[Value, ...], tuple[fx.Node, ...]]:
+    readers: dict[fx.Node, set[int]] = {}
+    for node in (*calls(graph), output_of(graph)):
+        if node in copied:
+            continue
+        for each in read_by(node, copied):
+            if each.op != "get_attr":
+                readers.setdefault(each, set()).add(unit_of.get(node, units))
+    values, nodes = [], []
+    for node in (*placeholders(graph), *calls(graph)):
+        source = unit_of.get(node, -1)
+        others = readers.get(node, set()) - {source}
+        if others:
+            values.append(Value(source, tuple(sorted(others)), bytes_of[node]))
+            nodes.append(node)
+    return tuple(values), tuple(nodes)
+
+
+def _weights(program: Program, unit_of: Mapping[fx.Node, int], copied: Set[fx.Node]) -> tuple[Weight, ...]:
+    readers: dict[str, set[int]] = {}
+    for node, unit in unit_of.items():
+        for name in _constants(program, read_by(node, copied)):
+            readers.setdefault(name, set()).add(unit)
+    constants = program.constants
+    return tuple(
+        Weight(tuple(sorted(units)), constants[name].numel() * constants[name].element_size())
+        for name, units in sorted(readers.items())
+    )
+
+
+def _constants(program: Program, nodes: Iterable[fx.Node]) -> Iterable[str]:
+    """Yield the constants among nodes, and in branches among them."""
+    for node in nodes:
+        if node.op == "get_attr" and node.target in program.branches:
+            yield from _constants(program, program.branches[str(node.target)].find_nodes(op="get_attr"))
+        elif node.op == "get_attr":
+            yield str(node.target)
