@@ -111,6 +111,7 @@ class _Splitter:
             # What no stage makes, the last one gives: an input, a constant, or what is copied.
             self.results[self.stage_of.get(node, len(parts) - 1)][name] = node
         self.crossing = {node: name for name, node in reversed(self.outputs.items()) if node in self.stage_of}
+        self.read = set[fx.Node]()
         self.taken = {*program.signature.input_names, *self.outputs}
 
     def graphs(self) -> dict[str, fx.Graph]:
@@ -123,10 +124,14 @@ class _Splitter:
         wanted = [*order, *self.results[index].values()]
         inputs: list[fx.Node] = []
         self._collect(wanted, index, inputs, set())
+        if index == 0:
+            # An input that nothing reads is one all the same.
+            inputs += [node for node in placeholders(self.source) if node not in self.read]
         stage = _Stage(self, index, inputs)
         for node in order:
             stage.value(node)
         graph = stage.finish(self.results[index])
+        self.read.update(stage.inputs)
         for node in stage.inputs:
             if node.op == "call_function":
                 self.results[self.stage_of[node]][self.name(node)] = node
@@ -205,7 +210,7 @@ class _Stage:
 
     def _input(self, node: fx.Node) -> fx.Node:
         if node not in self.done:
-            first = next((each for each in self.graph.nodes if each.op != "placeholder"), None)
+            first = next((each for each in self.graph.nodes if each.op != "placeholder"), self.graph._root)
             with self.graph.inserting_before(first):
                 new = self.graph.placeholder(self.splitter.name(node))
             new.meta = {"val": node.meta["val"], "name": name_of(node)}

@@ -62,9 +62,9 @@ def units_of(program: Program, tied: bool = False) -> Units:
         InputError: the Program has dynamic sizes and no samples.
     """
     (graph,) = program.graphs.values()
-    cost = program.cost().at_samples()
-    by_name = {each.name: each for each in cost.nodes}
-    sizes = bindings(program.cost().inputs, program.cost().samples)
+    cost = program.cost()
+    by_name = {each.name: each for each in cost.at_samples().nodes}
+    sizes = bindings(cost.inputs, cost.samples)
     order = node_order(graph)
     costs = {node: by_name[name_of(node)] for node in order if name_of(node) in by_name}
     copied = _copied(order, costs)
