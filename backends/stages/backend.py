@@ -9,15 +9,16 @@ from typing import Any, ClassVar
 
 from burnish.backends.stages.artifact import StagedArtifact
 from burnish.backends.stages.eager import EagerArtifact
-from burnish.backends.stages.plan import Stages
+from burnish.backends.stages.plan import MANIFEST, Stage, Stages
 from burnish.compiler.backend import Artifact, Finding
 from burnish.compiler.context import Target
-from burnish.compiler.errors import BackendError, OptionError
+from burnish.compiler.errors import BackendError, FileFormatError
 from burnish.compiler.loading import load
 from burnish.compiler.options import check_options
 from burnish.compiler.pipeline import Pipeline
 from burnish.compiler.program import Program
 from burnish.compiler.stages import stage_programs
+from burnish.compiler.structure import leaf_names
 
 __all__ = ["StagesBackend"]
 
@@ -68,11 +69,13 @@ class StagesBackend:
             FileFormatError: a file is truncated or foreign.
         """
         stages = Stages.read(Path(path))
-        return StagedArtifact(stages, [_part(Path(path) / stage.file, options) for stage in stages.stages])
+        return StagedArtifact(stages, [_part(Path(path), stage, options) for stage in stages.stages])
 
 
-def _part(file: Path, options: Mapping[str, Any]) -> Artifact:
+def _part(folder: Path, stage: Stage, options: Mapping[str, Any]) -> Artifact:
+    file = folder / stage.file
     found = load(file, **options)
-    if isinstance(found, StagedArtifact):
-        raise OptionError(f"{file}: a folder where a stage should be")
-    return EagerArtifact(found) if isinstance(found, Program) else found
+    artifact = EagerArtifact(found) if isinstance(found, Program) else found
+    if tuple(leaf_names(artifact.binding.outputs)) != stage.outputs:
+        raise FileFormatError(f"{file}: not the {stage.name} of {MANIFEST}")
+    return artifact

@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import dataclass, fields
+from decimal import Decimal
 
 from burnish.compiler.errors import OptionError
 
 __all__ = ["Device"]
 
-_UNITS = {"": 1.0, "k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12, "P": 1e15}
+_UNITS = {"": 0, "k": 3, "M": 6, "G": 9, "T": 12, "P": 15}
 _AMOUNT = re.compile(r"(\d+\.?\d*(?:e[+-]?\d+)?|inf)([kMGTP]?)")
 
 
@@ -59,7 +60,7 @@ class Device:
                     f"{text!r} is no device: {part!r} should be one of {', '.join(known)}, with an amount, as in"
                     " 'memory=8G flops=10T bandwidth=500G'"
                 )
-            found[name] = float(match[1]) * _UNITS[match[2]]
+            found[name] = float(Decimal(match[1]).scaleb(_UNITS[match[2]]))
         if not found:
             raise OptionError(f"{text!r} is no device: write 'memory=8G flops=10T bandwidth=500G', or some of these")
         return Device(**found)

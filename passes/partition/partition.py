@@ -145,7 +145,8 @@ class Partition(Pass):
             most = len(units.members)
             remedy = f"stages={most} is the most" if most > 1 else "it cannot be cut"
             raise OptionError(
-                f"pass 'partition': {count} stages are wanted, but the model has {most} parts to share out: {remedy}"
+                f"pass 'partition': {count} stages are wanted, but the model has {most} part{'s' * (most > 1)} to share"
+                f" out: {remedy}"
             )
         kinds = list(dict.fromkeys(devices))
         profile = context.profile(program) if self.times == "measured" else None

@@ -1,9 +1,10 @@
 """Units: the parts of a graph that a cut keeps whole, and the values between them.
 
-    together   the results of an operator with several, views that are no larger than what they view, all that reads or
-               updates a buffer which the model updates, and what lies between such
+    together   the results of an operator with several, smaller views with what they view, all that reads or updates a
+               buffer which the model updates, and what lies between such
     copied     in every stage that reads them, for they cost next to nothing: sizes, what is made of constants and sizes
-               alone (positions, causal masks, dequantized weights), and dequantized values, which cross as integers
+               alone (positions, causal masks, dequantized weights), dequantized values, which cross as integers, and
+               views of all of a value
 
 Not handled: Programs that have stages already.
 """
@@ -67,11 +68,16 @@ def units_of(program: Program, tied: bool = False) -> Units:
     sizes = bindings(cost.inputs, cost.samples)
     order = node_order(graph)
     costs = {node: by_name[name_of(node)] for node in order if name_of(node) in by_name}
-    copied = _copied(order, costs)
-    bytes_of = {
-        node: estimated(evaluated(value_bytes(node), sizes)) for node in (*placeholders(graph), *order)
-    }  # fmt: skip
-    whole = _whole(program, graph, [node for node in order if node not in copied], copied, bytes_of, tied)
+    bytes_of = {node: estimated(evaluated(value_bytes(node), sizes)) for node in (*placeholders(graph), *order)}
+    storage = Storage(graph)
+    views = {
+        node: source
+        for node in order
+        if storage.is_view(node) and (source := _viewed(node)) is not None and bytes_of[node] <= bytes_of[source]
+    }
+    same = {node for node, source in views.items() if bytes_of[node] == bytes_of[source]}
+    copied = _copied(order, costs, same)
+    whole = _whole(program, [node for node in order if node not in copied], copied, views, tied)
     position = {node: index for index, node in enumerate(order)}
     unit_of, members = _numbered(whole, copied, position)
     values, nodes = _values(graph, unit_of, len(members), copied, bytes_of)
@@ -94,7 +100,13 @@ def read_by(node: fx.Node, copied: Set[fx.Node]) -> Iterable[fx.Node]:
             yield each
 
 
-def _copied(order: Iterable[fx.Node], costs: Mapping[fx.Node, NodeCost]) -> set[fx.Node]:
+def _viewed(node: fx.Node) -> fx.Node | None:
+    """Return the one tensor that a view is of."""
+    inputs = [each for each in node.all_input_nodes if isinstance(each.meta.get("val"), torch.Tensor)]
+    return inputs[0] if len(inputs) == 1 and inputs[0].op != "get_attr" else None
+
+
+def _copied(order: Iterable[fx.Node], costs: Mapping[fx.Node, NodeCost], views: Set[fx.Node]) -> set[fx.Node]:
     """Return the operators that are copied."""
     found = set[fx.Node]()
     for node in order:
@@ -104,23 +116,21 @@ def _copied(order: Iterable[fx.Node], costs: Mapping[fx.Node, NodeCost]) -> set[
         sourceless = all(each.op == "get_attr" or each in found for each in node.all_input_nodes)
         works = (node in costs and costs[node].figures.macs != 0) or name == "higher_order.cond"
         is_number = isinstance(node.meta.get("val"), _NUMBERS)
-        if is_number or (sourceless and not works) or name.startswith(_DEQUANTIZE):
+        if is_number or (sourceless and not works) or name.startswith(_DEQUANTIZE) or node in views:
             found.add(node)
     return found
 
 
 def _whole(
     program: Program,
-    graph: fx.Graph,
     order: list[fx.Node],
     copied: Set[fx.Node],
-    bytes_of: Mapping[fx.Node, int],
+    views: Mapping[fx.Node, fx.Node],
     tied: bool,
 ) -> networkx.DiGraph:
     """Return a graph whose cycles are what stays together."""
     edges = networkx.DiGraph()
     edges.add_nodes_from(order)
-    storage = Storage(graph)
     updated = program.mutable_constants()
     readers: dict[str, list[fx.Node]] = {}
     for node in order:
@@ -129,8 +139,7 @@ def _whole(
         edges.add_edges_from((each, node) for each in made)
         several = [each for each in made if not isinstance(each.meta.get("val"), torch.Tensor)]
         edges.add_edges_from((node, each) for each in several)
-        inputs = [each for each in read if each.op != "get_attr"]
-        if storage.is_view(node) and inputs == made and len(made) == 1 and bytes_of[node] <= bytes_of[made[0]]:
+        if node in views and [each for each in read if each.op != "get_attr"] == made and len(made) == 1:
             edges.add_edge(node, made[0])
         for each in read:
             if each.op == "get_attr" and (tied or each.target in updated):
