@@ -12,6 +12,7 @@ from typing import Annotated
 import typer
 
 from burnish.tools.bench_command import bench, profile
+from burnish.tools.check_command import check
 from burnish.tools.compile_command import capture, compile_model
 from burnish.tools.diff_command import diff
 from burnish.tools.explain_command import explain
@@ -63,6 +64,7 @@ _VERBS: dict[str, Callable[..., None]] = {
     "opt": opt,
     "explain": explain,
     "passes": passes,
+    "check": check,
     "diff": diff,
     "run": run,
     "bench": bench,
