@@ -66,8 +66,8 @@ def check(
 def _findings(file: Path, target: Target, ranges: dict[str, Range]) -> list[Finding]:
     from burnish.backends.readiness import graph_of_file, sample_ranges
     from burnish.compiler.errors import InputError
-    from burnish.compiler.progress import working
     from burnish.compiler.program import Program
+    from burnish.compiler.progress import working
 
     if not file.is_file():
         raise InputError(f"{file}: {'a folder, not a file' if file.is_dir() else 'no such file'}")

@@ -1,4 +1,4 @@
-"""Whether a graph will run on a target, found without it: tables for TensorRT, the runtimes themselves for the others."""
+"""Whether a graph will run on a target: by tables for TensorRT, and by asking the other runtimes themselves."""
 
 from burnish.backends.readiness.graph import Graph
 from burnish.backends.readiness.targets import Target, graph_of_file, sample_ranges, target_names

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnx.inliner
 import torch
 
 from burnish.backends.onnx.emit import MODULE
@@ -32,7 +33,7 @@ _RANDOM = ("Bernoulli", "Multinomial", "RandomNormal", "RandomNormalLike", "Rand
 
 def dtype_name(number: int) -> str:
     """Return the name of ONNX's element type `number` in the words of PyTorch and NumPy: "float32"."""
-    name = onnx.TensorProto.DataType.Name(number).lower()  # type: ignore[arg-type]
+    name = str(onnx.TensorProto.DataType.Name(number)).lower()
     return {"float": "float32", "double": "float64"}.get(name, name)
 
 

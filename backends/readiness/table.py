@@ -117,7 +117,8 @@ def table_of(release: str) -> Table:
     operators = {name: _types(words, data) for words, names in data["operators"].items() for name in names}
     restrictions: dict[str, tuple[Restriction, ...]] = {}
     for entry in data["restriction"]:
-        each = Restriction(**{key: tuple(value) if isinstance(value, list) else value for key, value in entry.items()})
+        fields: dict[str, Any] = {key: tuple(each) if isinstance(each, list) else each for key, each in entry.items()}
+        each = Restriction(**fields)
         if not each.until or _newer(each.until, exact):
             restrictions.update({name: (*restrictions.get(name, ()), each) for name in each.operators})
     shapes, pairs = data["shapes"], data["pairs"]

@@ -66,7 +66,9 @@ class Target:
             return Target(name, table=table_of(name.removeprefix(_TENSORRT)))
         if name in _DIALECTS:
             return Target(name)
-        raise OptionError(f"no target is called {name!r}; there are {', '.join(target_names())} (N from {_OLDEST_OPSET})")
+        raise OptionError(
+            f"no target is called {name!r}; there are {', '.join(target_names())} (N from {_OLDEST_OPSET})"
+        )
 
     def findings(self, graph: Graph, ranges: Mapping[str, Range]) -> list[Finding]:
         """Return what the target does not take of `graph`, in the order of its nodes within each rule.
@@ -135,8 +137,9 @@ def sample_ranges(program: Program, graph: Graph) -> dict[str, Range]:
         sample = program.samples.get(name)
         for index, size in enumerate(graph.main.shape(name) or ()):
             symbol = f"{name}.{index}" if size == "" else str(size)
-            fits = isinstance(sample, torch.Tensor) and sample.dim() > index
-            if isinstance(size, str) and fits and (size == "" or size.isidentifier()):
+            if isinstance(size, int) or not (size == "" or size.isidentifier()):
+                continue
+            if isinstance(sample, torch.Tensor) and sample.dim() > index:
                 usual = int(sample.shape[index])
                 found.setdefault(symbol, Range(min(1, usual), usual, usual))
     return found

@@ -7,7 +7,7 @@ Not handled: what only the builder finds out, such as a tensor above its limits 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 import onnx
@@ -40,7 +40,9 @@ def tensorrt_findings(graph: Graph, table: Table, ranges: Mapping[str, Range]) -
     yield from standard_findings(graph)
     if graph.opset > table.opset:
         reason = f"opset {graph.opset}; TensorRT {table.release} reads up to {table.opset}"
-        yield Finding("opset", "model", reason, "", "opset", f"lower with `onnx{{dialect=tensorrt,opset={_ours(table)}}}`")
+        yield Finding(
+            "opset", "model", reason, "", "opset", f"lower with `onnx{{dialect=tensorrt,opset={_ours(table)}}}`"
+        )
     for node in graph.nodes():
         yield from _operator_findings(node, table)
     yield from _value_findings(graph, table)
@@ -175,7 +177,7 @@ def _output_name(node: Node, index: int) -> str:
     return _port_name(onnx.defs.get_schema(node.proto.op_type, node.scope.opsets[""], "").outputs, index)
 
 
-def _port_name(ports: list[onnx.defs.OpSchema.FormalParameter], index: int) -> str:
+def _port_name(ports: Sequence[onnx.defs.OpSchema.FormalParameter], index: int) -> str:
     return ports[index].name if index < len(ports) else f"number {index + 1}"
 
 

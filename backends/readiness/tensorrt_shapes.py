@@ -42,7 +42,9 @@ class Range:
         for text in texts:
             match = _RANGE.fullmatch(text.strip())
             if match is None:
-                raise OptionError(f"--profile {text!r} is no range: write 'B=1:8:32', the least, usual and most, or 'B=8'")
+                raise OptionError(
+                    f"--profile {text!r} is no range: write 'B=1:8:32', the least, usual and most, or 'B=8'"
+                )
             least = int(match["least"])
             found[match["name"]] = Range(least, int(match["usual"] or least), int(match["most"] or least))
             if not least <= found[match["name"]].usual <= found[match["name"]].most:
@@ -51,7 +53,7 @@ class Range:
 
 
 def dynamic_sizes(graph: Graph) -> dict[str, list[str]]:
-    """Return the dynamic sizes of the inputs: by symbol, or `input.position` without one, the places where they stand."""
+    """Return where the dynamic sizes of the inputs stand, by symbol, or by `input.position` without one."""
     found: dict[str, list[str]] = {}
     for name in graph.main.inputs():
         for index, size in enumerate(graph.main.shape(name) or ()):
@@ -148,15 +150,17 @@ def _operand_findings(node: Node, table: Table) -> Iterator[Finding]:
 
 
 def _if_findings(node: Node) -> Iterator[Finding]:
-    branches = [attribute.g for attribute in node.proto.attribute if attribute.HasField("g")]
-    for index, ends in enumerate(zip(*(branch.output for branch in branches), strict=False)):
-        ranks = [len(end.type.tensor_type.shape.dim) for end in ends if end.type.tensor_type.HasField("shape")]
+    branches = {each.name: each.g.output for each in node.proto.attribute if each.HasField("g")}
+    for index, (first, second) in enumerate(
+        zip(branches.get("then_branch", ()), branches.get("else_branch", ()), strict=False)
+    ):
+        shapes = [end.type.tensor_type for end in (first, second) if end.type.tensor_type.HasField("shape")]
+        ranks = [len(each.shape.dim) for each in shapes]
         if len(set(ranks)) > 1:
             reason = f"result {index} has {ranks[0]} dimensions in one branch and {ranks[1]} in the other"
             yield node.finding("shape", reason, "return results of one rank from both branches")
-        names = [end.name for end in ends]
-        if len(set(names)) < len(names):
-            yield node.finding("output", f"both branches call result {index} {names[0]!r}: the names must differ")
+        if first.name == second.name:
+            yield node.finding("output", f"both branches call result {index} {first.name!r}: the names must differ")
 
 
 def _loop_findings(node: Node) -> Iterator[Finding]:
