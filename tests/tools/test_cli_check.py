@@ -225,9 +225,9 @@ def unsigned_inside(draft: Draft) -> None:
     draft.add("Transpose", ["x"], ["y"])
 
 
-def integer_cumsum(draft: Draft) -> None:
+def integer_clip(draft: Draft) -> None:
     draft.inputs["x"], draft.outputs["y"] = (Types.INT64, [2, 16]), (Types.INT64, None)
-    draft.add("CumSum", ["x", draft.hold("axis", 1, np.int64)], ["y"])
+    draft.add("Clip", ["x", draft.hold("least", 0, np.int64)], ["y"])
 
 
 def mixed_types(draft: Draft) -> None:
@@ -374,7 +374,7 @@ FAULTS: list[tuple[Callable[[Draft], None], str, str, str]] = [
     (double_cast, "type", "n0", "no float64"),
     (narrow_integers, "type", "x", "no tensors of int16"),
     (unsigned_inside, "type", "n0", "not for uint8"),
-    (integer_cumsum, "type", "n0", "not for int64"),
+    (integer_clip, "type", "n0", "not for int64"),
     (mixed_types, "onnx", "n0", "inconsistent type"),
     (no_profile, "profile", "B", "dimension 0 of x"),
     (nameless_size, "profile", "x.0", "dimension 0 of x"),
