@@ -15,6 +15,7 @@ from burnish.tools.bench_command import bench, profile
 from burnish.tools.check_command import check
 from burnish.tools.compile_command import capture, compile_model
 from burnish.tools.diff_command import diff
+from burnish.tools.doctor_command import doctor
 from burnish.tools.explain_command import explain
 from burnish.tools.opt_command import opt
 from burnish.tools.passes_command import passes
@@ -65,6 +66,7 @@ _VERBS: dict[str, Callable[..., None]] = {
     "explain": explain,
     "passes": passes,
     "check": check,
+    "doctor": doctor,
     "diff": diff,
     "run": run,
     "bench": bench,

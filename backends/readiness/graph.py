@@ -26,6 +26,8 @@ __all__ = ["STANDARD", "Graph", "Node", "Scope", "dtype_name"]
 STANDARD = ("", "ai.onnx")
 """The names of the domain of ONNX's own operators."""
 
+# Far above any version that there will be, and what ONNX's own functions take.
+_VERSIONS = 1 << 31
 # Results that are known when the engine is built, whatever the input holds.
 _MEASURES = ("Shape", "Size")
 _RANDOM = ("Bernoulli", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike")
@@ -63,11 +65,17 @@ class Graph:
             name: of the file, for messages.
 
         Raises:
-            FileFormatError: a node reads what nothing before it makes.
+            FileFormatError: a node reads what nothing before it makes, or ONNX cannot make sense of the graph.
         """
-        if model.functions:
-            model = onnx.inliner.inline_local_functions(model)
-        inferred = onnx.shape_inference.infer_shapes(model, data_prop=True)
+        for each in model.opset_import:
+            if not 0 < each.version < _VERSIONS:
+                raise FileFormatError(f"{name}: there is no opset {each.version}")
+        try:
+            if model.functions:
+                model = onnx.inliner.inline_local_functions(model)
+            inferred = onnx.shape_inference.infer_shapes(model, data_prop=True)
+        except (onnx.shape_inference.InferenceError, ValueError, RuntimeError) as error:
+            raise FileFormatError(f"{name}: ONNX cannot make sense of the graph: {error}") from error
         opsets = {each.domain if each.domain not in STANDARD else "": each.version for each in model.opset_import}
         scopes: list[Scope] = []
         main = _scope(inferred.graph, None, opsets, weights, scopes, name)
@@ -106,6 +114,7 @@ class Scope:
     _producers: dict[str, Node] = field(default_factory=dict)
     _readers: dict[str, list[Node]] = field(default_factory=dict)
     _folding: set[str] = field(default_factory=set)
+    _starts: set[str] = field(default_factory=set)
     _ends: set[str] = field(default_factory=set)
 
     def dtype(self, value: str) -> str:
@@ -172,8 +181,7 @@ class Scope:
     def _has(self, value: str) -> bool:
         scope: Scope | None = self
         while scope is not None:
-            known = (scope._producers, scope._constants, scope._types)
-            if any(value in each for each in known[:2]) or any(value == each.name for each in scope.proto.input):
+            if value in scope._producers or value in scope._constants or value in scope._starts:
                 return True
             scope = scope.parent
         return False
@@ -251,14 +259,18 @@ def _scope(
     scopes: list[Scope],
     name: str,
 ) -> Scope:
+    if not all(isinstance(text, str) for text in _texts(proto)):
+        # protobuf hands out what is not UTF-8 as bytes.
+        raise FileFormatError(f"{name}: damaged: a name in it is not UTF-8")
     scope = Scope(proto, parent, opsets, weights)
     scopes.append(scope)
     scope._types.update({each.name: each.type for each in (*proto.value_info, *proto.input, *proto.output)})
     scope._constants.update({each.name: each for each in proto.initializer})
+    scope._starts.update(each.name for each in proto.input)
     scope._ends.update(each.name for each in proto.output)
     for held in proto.initializer:
         scope._types.setdefault(held.name, onnx.helper.make_tensor_type_proto(held.data_type, list(held.dims)))
-    scope._folding.update(scope._constants.keys() - {each.name for each in proto.input})
+    scope._folding.update(scope._constants.keys() - scope._starts)
     for each in proto.node:
         node = Node(each, scope)
         for value in each.input:
@@ -277,6 +289,18 @@ def _scope(
         if not scope._has(end.name):
             raise FileFormatError(f"{name}: the output {end.name!r} is made by no node")
     return scope
+
+
+def _texts(proto: onnx.GraphProto) -> Iterator[Any]:
+    """Yield all names in a graph, without those in its branches."""
+    for node in proto.node:
+        yield from (node.name, node.op_type, node.domain, *node.input, *node.output)
+        yield from (attribute.name for attribute in node.attribute)
+        yield from (text for entry in node.metadata_props for text in (entry.key, entry.value))
+    for value in (*proto.input, *proto.output, *proto.value_info):
+        yield value.name
+        yield from (size.dim_param for size in value.type.tensor_type.shape.dim)
+    yield from (held.name for held in proto.initializer)
 
 
 def _note_reader(scope: Scope, value: str, node: Node) -> None:

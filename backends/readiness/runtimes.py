@@ -14,11 +14,11 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import onnx
 
+from burnish.backends.onnx.openvino_session import import_openvino
 from burnish.backends.onnx.quiet import quiet
 from burnish.backends.readiness.graph import Graph, Node
-from burnish.backends.readiness.standard import is_known, standard_findings
+from burnish.backends.readiness.standard import is_known
 from burnish.compiler.backend import Finding
-from burnish.compiler.errors import MissingDependencyError
 
 __all__ = ["onnxruntime_findings", "openvino_findings"]
 
@@ -51,7 +51,6 @@ def onnxruntime_findings(graph: Graph) -> Iterator[Finding]:
         return ""
 
     newest = onnx.defs.onnx_opset_version()
-    yield from standard_findings(graph)
     for node, reason in _probed(graph, probe, contrib=True):
         fix = "lower for a runtime that has it, or with `onnx{dialect=standard}`" if not node.is_standard else ""
         yield node.finding("operator", f"ONNX Runtime {ort.__version__}: {reason}", fix or _type_fix(node))
@@ -65,11 +64,7 @@ def openvino_findings(graph: Graph) -> Iterator[Finding]:
     Raises:
         MissingDependencyError: OpenVINO is not installed.
     """
-    try:
-        import openvino
-    except ImportError as error:
-        raise MissingDependencyError("target openvino needs OpenVINO: pip install 'burnish[openvino]'") from error
-    core = openvino.Core()
+    openvino, core = import_openvino()
 
     def probe(model: onnx.ModelProto) -> str:
         try:
@@ -78,7 +73,6 @@ def openvino_findings(graph: Graph) -> Iterator[Finding]:
             return _openvino_reason(str(error))
         return ""
 
-    yield from standard_findings(graph)
     for node, reason in _probed(graph, probe, contrib=False):
         fix = "" if node.is_standard else "lower with `onnx{dialect=openvino}`"
         yield node.finding("operator", f"OpenVINO {openvino.__version__.split('-')[0]}: {reason}", fix)
@@ -182,8 +176,8 @@ def _narrow_findings(graph: Graph) -> Iterator[Finding]:
             fix = "compute it in float32 in the model"
             yield node.finding("type", "OpenVINO computes float64 in float32", fix)
         for index in range(len(node.proto.input)):
-            held = node.constant(index)
-            if held is not None and held.dtype == np.int64 and _is_wide(held):
+            held = node.constant(index) if node.dtype(index) == "int64" else None
+            if held is not None and _is_wide(held):
                 yield node.finding("type", "a constant does not fit 32 bits, in which OpenVINO computes int64")
 
 

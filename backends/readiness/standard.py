@@ -37,8 +37,8 @@ def standard_findings(graph: Graph) -> Iterator[Finding]:
             # The checker of nodes cannot see what a branch reads from around it.
             try:
                 onnx.checker.check_node(node.proto, context)
-            except onnx.checker.ValidationError as error:
-                yield node.finding("onnx", str(error).splitlines()[0])
+            except (onnx.checker.ValidationError, ValueError) as error:
+                yield node.finding("onnx", str(error).strip().split("\n")[0])
     yield from _type_findings(graph)
 
 

@@ -73,6 +73,8 @@ class Target:
     def findings(self, graph: Graph, ranges: Mapping[str, Range]) -> list[Finding]:
         """Return what the target does not take of `graph`, in the order of its nodes within each rule.
 
+        Where nodes break rules of ONNX itself these are all: nothing else can be said of such a graph.
+
         Args:
             graph: what to look at.
             ranges: sizes of dynamic dimensions by symbol; TensorRT's optimization profile.
@@ -83,11 +85,14 @@ class Target:
         """
         if ranges and self.table is None:
             raise OptionError(f"--profile: {self.name} takes every size; only TensorRT has profiles")
+        found = list(standard_findings(graph))
+        if any(each.rule == "onnx" for each in found):
+            return found
         if self.table is not None:
-            return list(tensorrt_findings(graph, self.table, ranges))
+            return [*found, *tensorrt_findings(graph, self.table, ranges)]
         if self.opset is not None:
-            return [*standard_findings(graph), *opset_findings(graph, self.opset)]
-        return list(onnxruntime_findings(graph) if self.name == "onnxruntime" else openvino_findings(graph))
+            return [*found, *opset_findings(graph, self.opset)]
+        return [*found, *(onnxruntime_findings if self.name == "onnxruntime" else openvino_findings)(graph)]
 
     def lowered(self, program: Program, name: str) -> tuple[Graph | None, list[Finding]]:
         """Return the ONNX graph of `program` for this target, or what ONNX cannot express of it.

@@ -13,7 +13,7 @@ import numpy as np
 import onnx
 
 from burnish.backends.readiness.graph import Graph, Node
-from burnish.backends.readiness.standard import is_known, standard_findings
+from burnish.backends.readiness.standard import is_known
 from burnish.backends.readiness.table import Restriction, Table
 from burnish.backends.readiness.tensorrt_pairs import pair_findings
 from burnish.backends.readiness.tensorrt_shapes import Range, shape_findings
@@ -37,7 +37,6 @@ def tensorrt_findings(graph: Graph, table: Table, ranges: Mapping[str, Range]) -
         table: what the release takes.
         ranges: sizes of dynamic dimensions by symbol, the optimization profile.
     """
-    yield from standard_findings(graph)
     if graph.opset > table.opset:
         reason = f"opset {graph.opset}; TensorRT {table.release} reads up to {table.opset}"
         yield Finding(

@@ -666,3 +666,18 @@ def test_local_functions_are_looked_into(burnish: Command, tmp_path: Path) -> No
     result = burnish("check", tmp_path / "model.onnx", "-t", "tensorrt-11", "--json")
     (found,) = json.loads(result.stdout)["findings"]
     assert found["operator"] == "Det"
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_damaged_file_is_never_a_traceback(burnish: Command, tmp_path: Path, seed: int) -> None:
+    source = write(tmp_path, quantized_bias).read_bytes()
+    generator = np.random.default_rng(seed)
+    statuses = set()
+    for _ in range(30):
+        damaged = bytearray(source)
+        for place in generator.integers(len(damaged), size=int(generator.choice([1, 4, 16]))):
+            damaged[place] = generator.integers(256)
+        (tmp_path / "damaged.onnx").write_bytes(damaged)
+        # An exception that is no exit comes through.
+        statuses.add(burnish("check", tmp_path / "damaged.onnx", "-t", "tensorrt-11").exit_code)
+    assert statuses <= {0, 1, 2} and 2 in statuses
