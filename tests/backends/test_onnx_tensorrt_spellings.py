@@ -1,4 +1,4 @@
-"""Every Squeeze in files for other readers than ONNX Runtime names what it removes: TensorRT wants it so."""
+"""What files for other readers than ONNX Runtime spell as TensorRT wants it."""
 
 from __future__ import annotations
 
@@ -25,3 +25,18 @@ def test_squeezes_name_their_axes(dialect: str) -> None:
     assert all(len(each.input) == 2 for each in nodes)
     other = torch.randn(7, 5, 1)
     torch.testing.assert_close(compiled(other), Sizes()(other))
+
+
+class Largest(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.topk(3, sorted=False).values.sum(-1)
+
+
+@pytest.mark.parametrize("dialect", ["ort", "tensorrt"])
+def test_the_largest_are_sorted(dialect: str) -> None:
+    x = torch.randn(2, 8)
+    compiled = burnish.compile(Largest(), inputs=(x,), backend=f"onnx{{dialect={dialect}}}", progress=False)
+    (node,) = [each for each in compiled.artifact.model.graph.graph.node if each.op_type == "TopK"]  # type: ignore[attr-defined]
+    (chosen,) = [each.i for each in node.attribute if each.name == "sorted"]
+    assert chosen == (dialect == "tensorrt")
+    torch.testing.assert_close(compiled(x), Largest()(x))

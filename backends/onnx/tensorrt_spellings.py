@@ -1,7 +1,9 @@
-"""Name the dimensions that a Squeeze removes, where ONNX lets the sizes of 1 speak for themselves.
+"""Spellings without which TensorRT's parser refuses a graph. The meaning is the same, in every runtime.
 
-torch's exporter reads every dynamic size as Shape and a Squeeze without axes. TensorRT's parser wants them named, up to
-11.4 (release notes of 11.5). The meaning is the same, in every runtime.
+A Squeeze without axes removes the dimensions of size 1: torch's exporter reads every dynamic size that way. TensorRT up
+to 11.4 wants the axes named (release notes of 11.5).
+
+A TopK that need not sort may sort: TensorRT does (onnx-tensorrt operators.md of 10.15).
 
 Not handled: a Squeeze of a value with sizes that are not known; it stays as it is.
 """
@@ -11,7 +13,7 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-__all__ = ["name_squeezed_axes"]
+__all__ = ["name_squeezed_axes", "sort_the_largest"]
 
 
 def name_squeezed_axes(graph: ir.Graph) -> None:
@@ -31,6 +33,13 @@ def name_squeezed_axes(graph: ir.Graph) -> None:
         node.graph.register_initializer(constant)
         node.resize_inputs(2)
         node.replace_input_with(1, constant)
+
+
+def sort_the_largest(graph: ir.Graph) -> None:
+    """Make every TopK sort what it finds."""
+    for node in graph.all_nodes():
+        if node.op_type == "TopK" and "sorted" in node.attributes:
+            node.attributes["sorted"] = ir.AttrInt64("sorted", 1)
 
 
 def _sizes(value: ir.Value | None) -> list[int] | None:
