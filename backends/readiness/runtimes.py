@@ -16,7 +16,8 @@ import onnx
 
 from burnish.backends.onnx.openvino_session import import_openvino
 from burnish.backends.onnx.quiet import quiet
-from burnish.backends.readiness.graph import Graph, Node
+from burnish.backends.readiness.graph import Graph
+from burnish.backends.readiness.nodes import Node
 from burnish.backends.readiness.standard import is_known
 from burnish.compiler.backend import Finding
 

@@ -13,7 +13,8 @@ from collections.abc import Iterator
 
 import onnx
 
-from burnish.backends.readiness.graph import Graph, Node
+from burnish.backends.readiness.graph import Graph
+from burnish.backends.readiness.nodes import Node
 from burnish.compiler.backend import Finding
 
 __all__ = ["is_known", "opset_findings", "standard_findings"]

@@ -12,7 +12,8 @@ from collections.abc import Iterator, Mapping, Sequence
 import numpy as np
 import onnx
 
-from burnish.backends.readiness.graph import Graph, Node
+from burnish.backends.readiness.graph import Graph
+from burnish.backends.readiness.nodes import Node
 from burnish.backends.readiness.standard import is_known
 from burnish.backends.readiness.table import Restriction, Table
 from burnish.backends.readiness.tensorrt_pairs import pair_findings

@@ -12,7 +12,8 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from burnish.backends.readiness.graph import Graph, Node
+from burnish.backends.readiness.graph import Graph
+from burnish.backends.readiness.nodes import Node
 from burnish.backends.readiness.table import Table
 from burnish.compiler.backend import Finding
 

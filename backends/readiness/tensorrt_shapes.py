@@ -12,7 +12,8 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
-from burnish.backends.readiness.graph import Graph, Node, Scope
+from burnish.backends.readiness.graph import Graph
+from burnish.backends.readiness.nodes import Node, Scope
 from burnish.backends.readiness.table import Table
 from burnish.compiler.backend import Finding
 from burnish.compiler.errors import OptionError

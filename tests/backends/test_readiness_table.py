@@ -7,7 +7,7 @@ import itertools
 import onnx
 import pytest
 
-from burnish.backends.readiness.graph import dtype_name
+from burnish.backends.readiness.nodes import dtype_name
 from burnish.backends.readiness.table import releases, table_of
 from burnish.compiler.errors import OptionError
 
