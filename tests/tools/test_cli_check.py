@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -681,3 +682,23 @@ def test_a_damaged_file_is_never_a_traceback(burnish: Command, tmp_path: Path, s
         # An exception that is no exit comes through.
         statuses.add(burnish("check", tmp_path / "damaged.onnx", "-t", "tensorrt-11").exit_code)
     assert statuses <= {0, 1, 2} and 2 in statuses
+
+
+def test_without_openvino_it_says_what_is_missing(
+    burnish: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from burnish.backends.onnx import openvino_session
+
+    openvino_session._imported.cache_clear()
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    result = burnish("check", write(tmp_path, clean), "-t", "openvino")
+    assert result.exit_code == 1
+    assert "pip install 'burnish[openvino]'" in result.stderr
+
+
+def test_text_that_is_not_utf8_is_damage(burnish: Command, tmp_path: Path) -> None:
+    file = write(tmp_path, clean)
+    file.write_bytes(file.read_bytes().replace(b"Relu", b"\xff\xfelu"))
+    result = burnish("check", file, "-t", "tensorrt-11")
+    assert result.exit_code == 2
+    assert "is not UTF-8" in result.stderr
