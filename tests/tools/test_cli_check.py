@@ -231,6 +231,11 @@ def integer_clip(draft: Draft) -> None:
     draft.add("Clip", ["x", draft.hold("least", 0, np.int64)], ["y"])
 
 
+def integer_nonzero(draft: Draft) -> None:
+    draft.inputs["x"], draft.outputs["y"] = (Types.INT64, [2, 16]), (Types.INT64, None)
+    draft.add("NonZero", ["x"], ["y"])
+
+
 def mixed_types(draft: Draft) -> None:
     draft.inputs["i"] = (Types.INT64, [2, 16, 8, 8])
     draft.add("Add", ["x", "i"], ["y"])
@@ -376,6 +381,7 @@ FAULTS: list[tuple[Callable[[Draft], None], str, str, str]] = [
     (narrow_integers, "type", "x", "no tensors of int16"),
     (unsigned_inside, "type", "n0", "not for uint8"),
     (integer_clip, "type", "n0", "not for int64"),
+    (integer_nonzero, "type", "n0", "not for int64"),
     (mixed_types, "onnx", "n0", "inconsistent type"),
     (no_profile, "profile", "B", "dimension 0 of x"),
     (nameless_size, "profile", "x.0", "dimension 0 of x"),
@@ -595,6 +601,18 @@ def test_a_program_is_lowered_for_the_target(burnish: Command, saved: Path, targ
     result = burnish("check", saved, "--target", target, "--json")
     assert json.loads(result.stdout) == {"file": str(saved), "target": target, "findings": []}
     assert result.exit_code == 0
+
+
+def test_the_example_inputs_of_a_program_are_its_profile(burnish: Command, saved: Path, tmp_path: Path) -> None:
+    program = api.Program.parse(
+        "# burnish 1\ngraph main(%x: f32[B, 4]) {\n  %a = aten.relu(%x) : f32[B, 4]\n  return %a\n}\n"
+    )
+    assert not program.samples
+    program.save(tmp_path / "bare.burnish")
+    result = burnish("check", tmp_path / "bare.burnish", "-t", "tensorrt-11", "--json")
+    assert [each["rule"] for each in json.loads(result.stdout)["findings"]] == ["profile"]
+    assert burnish("check", tmp_path / "bare.burnish", "-t", "tensorrt-11", "--profile", "B=1:2:4").exit_code == 0
+    assert burnish("check", saved, "-t", "tensorrt-11").exit_code == 0
 
 
 def test_what_onnx_cannot_express_of_a_program_is_a_finding(burnish: Command, tmp_path: Path) -> None:
