@@ -34,6 +34,7 @@ bench: $(VENV)/ready
 
 coverage: $(VENV)/ready
 	$(BIN)/python -m benchmarks.coverage
+	$(BIN)/python -m benchmarks.readiness
 
 fuzz: $(VENV)/ready
 	$(BIN)/python -m benchmarks.fuzz

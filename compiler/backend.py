@@ -29,12 +29,16 @@ class Finding:
         operator: its operator.
         reason: why the backend cannot take it.
         module: path of the module that the node came from.
+        rule: kind of the finding, "quantization" for one; "" where there are no kinds.
+        fix: the pass, option or change of the model that would mend it; "" where none is known.
     """
 
     node: str
     operator: str
     reason: str
     module: str = ""
+    rule: str = ""
+    fix: str = ""
 
     def __str__(self) -> str:
         return f"{self.node} ({self.operator}): {self.reason}"

@@ -12,8 +12,10 @@ from typing import Annotated
 import typer
 
 from burnish.tools.bench_command import bench, profile
+from burnish.tools.check_command import check
 from burnish.tools.compile_command import capture, compile_model
 from burnish.tools.diff_command import diff
+from burnish.tools.doctor_command import doctor
 from burnish.tools.explain_command import explain
 from burnish.tools.opt_command import opt
 from burnish.tools.passes_command import passes
@@ -64,6 +66,8 @@ _VERBS: dict[str, Callable[..., None]] = {
     "opt": opt,
     "explain": explain,
     "passes": passes,
+    "check": check,
+    "doctor": doctor,
     "diff": diff,
     "run": run,
     "run-stages": run_stages,

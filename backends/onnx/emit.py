@@ -26,6 +26,7 @@ from burnish.backends.onnx.decompose import decompose
 from burnish.backends.onnx.empty_rows import allow_no_rows
 from burnish.backends.onnx.quiet import quiet
 from burnish.backends.onnx.spellings import keep_pads_before_pools, keep_sums_before_norms, tile_quantized_factors
+from burnish.backends.onnx.tensorrt_spellings import name_squeezed_axes, sort_the_largest
 from burnish.backends.onnx.translations import table
 from burnish.compiler.errors import BackendError
 from burnish.compiler.graphs import NameTable, name_of, output_of
@@ -86,7 +87,10 @@ def lower(program: Program, opset: int, standard: bool) -> Lowered:
         pads_into_convolutions(model.graph)
         keep_pads_before_pools(model.graph)
         allow_no_rows(model.graph)
-        if not standard:
+        if standard:
+            name_squeezed_axes(model.graph)
+            sort_the_largest(model.graph)
+        else:
             keep_sums_before_norms(model.graph)
             tile_quantized_factors(model.graph)
     outputs, state = _name_ends(model, program)

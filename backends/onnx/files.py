@@ -25,7 +25,7 @@ from burnish.compiler.binding import Binding, InputType
 from burnish.compiler.errors import BackendError, FileFormatError
 from burnish.compiler.structure import Container, Leaf, Structure
 
-__all__ = ["MAX_INLINE", "complete", "load_model", "save_model"]
+__all__ = ["MAX_INLINE", "complete", "load_model", "read_unchecked", "save_model"]
 
 MAX_INLINE = 2_000_000_000
 """Bytes of a file up to which the weights are inside it."""
@@ -73,6 +73,28 @@ def load_model(path: str | os.PathLike[str]) -> Model:
         FileFormatError: the file is truncated or not ONNX, or the file of its weights is missing or too short.
     """
     file = Path(path)
+    proto = _proto(file)
+    try:
+        return _read(proto, file)
+    except ValueError as error:  # text that is not UTF-8, a number that fits nowhere
+        raise FileFormatError(f"{file}: damaged: {error}") from error
+
+
+def read_unchecked(path: str | os.PathLike[str]) -> tuple[onnx.ModelProto, dict[str, torch.Tensor]]:
+    """Read a graph that may break rules of ONNX, and the data of its large initializers, mapped where they can be.
+
+    Raises:
+        FileFormatError: the file is truncated or not ONNX, or the file of its weights is missing or too short.
+    """
+    file = Path(path)
+    proto = _proto(file)
+    try:
+        return proto, _take_weights(proto, file)
+    except ValueError as error:
+        raise FileFormatError(f"{file}: damaged: {error}") from error
+
+
+def _proto(file: Path) -> onnx.ModelProto:
     proto = onnx.ModelProto()
     try:
         proto.ParseFromString(file.read_bytes())
@@ -82,10 +104,7 @@ def load_model(path: str | os.PathLike[str]) -> Model:
         raise FileFormatError(f"{file}: cannot be read: {error}") from error
     if not proto.HasField("graph") or not proto.opset_import or not proto.graph.output:
         raise FileFormatError(f"{file}: truncated, or not an ONNX file: it has no graph with outputs")
-    try:
-        return _read(proto, file)
-    except ValueError as error:  # text that is not UTF-8, a number that fits nowhere
-        raise FileFormatError(f"{file}: damaged: {error}") from error
+    return proto
 
 
 def _read(proto: onnx.ModelProto, file: Path) -> Model:

@@ -31,7 +31,7 @@ from burnish.backends.onnx.settings import Settings
 from burnish.backends.onnx.trace import Kernel
 from burnish.compiler.errors import BackendError, MissingDependencyError
 
-__all__ = ["OpenVinoSession"]
+__all__ = ["OpenVinoSession", "import_openvino"]
 
 _DEVICE = "CPU"
 _TYPES = {
@@ -69,7 +69,7 @@ class OpenVinoSession:
     NOTES: ClassVar[tuple[str, ...]] = ("OpenVINO computes 64-bit integers in 32 bits, and float64 in float32",)
 
     def __init__(self, model: Model, settings: Settings, *, profiled: bool = False, inspected: bool = False) -> None:
-        openvino, core = _openvino()
+        openvino, core = import_openvino()
         self._openvino = openvino
         # OpenVINO refers to the tensors' memory: they must live as long as the session.
         self._weights = {name: weight.detach() for name, weight in model.weights.items()}
@@ -195,8 +195,12 @@ class _Output:
         return torch.from_numpy(array)
 
 
-def _openvino() -> tuple[Any, Any]:
-    """Return the module and its core; threads may ask at once."""
+def import_openvino() -> tuple[Any, Any]:
+    """Return OpenVINO's module and its core, without its telemetry; threads may ask at once.
+
+    Raises:
+        MissingDependencyError: OpenVINO cannot be imported.
+    """
     with _IMPORTING:
         return _imported()
 
@@ -209,7 +213,9 @@ def _imported() -> tuple[Any, Any]:
     try:
         import openvino
     except ImportError as error:
-        raise MissingDependencyError(f"OpenVINO is installed but cannot be imported: {error}") from error
+        raise MissingDependencyError(
+            f"OpenVINO cannot be imported: {error}; pip install 'burnish[openvino]'"
+        ) from error
     finally:
         del sys.modules["openvino_telemetry"]
         if telemetry is not None:

@@ -11,7 +11,20 @@ from pathlib import Path
 import pytest
 from command_line import TEXT, Command
 
-VERBS = ["compile", "capture", "opt", "explain", "passes", "diff", "run", "bench", "profile", "repro"]
+VERBS = [
+    "compile",
+    "capture",
+    "opt",
+    "explain",
+    "passes",
+    "diff",
+    "run",
+    "bench",
+    "profile",
+    "repro",
+    "check",
+    "doctor",
+]
 SRC = Path(__file__).parents[2] / "src"
 START = "from burnish.tools.cli import main; main()"
 
