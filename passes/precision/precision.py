@@ -50,7 +50,7 @@ class Precision(Pass):
 
     Attributes:
         dtype: fp16 or bf16.
-        max_drift: put layers back to float32 until the drift on the data, or the samples, is at most this.
+        max_drift: put layers back to float32 until the drift on samples and calibration data is at most this.
         max_range: magnitude above which a measured value stays float32; an eighth of the type's largest by default.
         io: keep the types of inputs and outputs, or convert those of float32.
         samples: how much of the calibration data to use at the most.
@@ -114,10 +114,11 @@ class Precision(Pass):
             )
 
     def _data(self, program: Program, context: Context) -> list[dict[str, Any]]:
-        """Return inputs by name: of the calibration data, or else the samples."""
-        if context.calibration is None:
-            return [program.samples] if program.samples else []
-        return list(calibration_inputs(program, context, self.samples, self.name))
+        """Return inputs by name: the samples, and the calibration data where there are some."""
+        data = [program.samples] if program.samples else []
+        if context.calibration is not None:
+            data += calibration_inputs(program, context, self.samples, self.name)
+        return data
 
     def _reach(self, program: Program, data: list[dict[str, Any]], context: Context) -> Reach:
         if not data:

@@ -138,7 +138,7 @@ class Writer:
 
     def _write_like(self, node: fx.Node) -> None:
         """Keep the type of what has only the sizes of something that changes."""
-        changed = any(each.meta["val"].dtype is self.dtype for each in node.all_input_nodes)
+        changed = arguments(node)["self"].meta["val"].dtype is self.dtype
         if changed and node in self.units.values and arguments(node)["dtype"] is None:
             self.rewriter.set_arguments(node, node.args, {**node.kwargs, "dtype": torch.float32})
 
