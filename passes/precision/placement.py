@@ -46,12 +46,24 @@ def cheapest(pins: Sequence[bool | None], edges: Iterable[Edge]) -> list[bool]:
         edges: the values.
     """
     found = [bool(pin) for pin in pins]
+    # Deep networks repeat themselves: regions of one form have one solution.
+    solved: dict[Any, list[bool]] = {}
     for region in _regions(pins, edges):
         types = {pins[unit] for edge in region for unit in edge.units} - {None}
-        free = {unit for edge in region for unit in edge.units if pins[unit] is None}
-        low = free if types == {True} else _cut(pins, region, free) if len(types) == 2 else set()
-        for unit in low:
-            found[unit] = True
+        free = list(dict.fromkeys(unit for edge in region for unit in edge.units if pins[unit] is None))
+        if len(types) == 1:
+            low = [True in types] * len(free)
+        elif not types:
+            low = [False] * len(free)
+        else:
+            places = {unit: place for place, unit in enumerate(free)}
+            form = tuple([(*(_place(places, pins, unit) for unit in edge.units), edge.size) for edge in region])
+            if form not in solved:
+                cut = _cut(pins, region, free)
+                solved[form] = [unit in cut for unit in free]
+            low = solved[form]
+        for unit, is_low in zip(free, low, strict=True):
+            found[unit] = is_low
     return found
 
 
@@ -83,7 +95,7 @@ def _regions(pins: Sequence[bool | None], edges: Iterable[Edge]) -> list[list[Ed
     return list(found.values())
 
 
-def _cut(pins: Sequence[bool | None], edges: list[Edge], free: set[int]) -> set[int]:
+def _cut(pins: Sequence[bool | None], edges: list[Edge], free: Sequence[int]) -> set[int]:
     """Return which free units are in half precision in a minimum cut."""
     arcs = _Arcs()
     cast, sizes = _costs(edges, len(free))
@@ -92,7 +104,7 @@ def _cut(pins: Sequence[bool | None], edges: list[Edge], free: set[int]) -> set[
         if len(ends) > 1 and not {_LOW, _FLOAT} <= ends:
             arcs.join(ends, index, cast + sizes[index])
     if _FLOAT not in arcs.places or _LOW not in arcs.places:
-        return free if _LOW in arcs.places else set()
+        return set(free) if _LOW in arcs.places else set()
     if len(free) <= _SMALL:
         for unit in free:
             arcs.add(_LOW, unit, 1)
@@ -159,3 +171,8 @@ class _Arcs:
 
 def _end(pin: bool | None, unit: int) -> Any:
     return unit if pin is None else _LOW if pin else _FLOAT
+
+
+def _place(places: dict[int, int], pins: Sequence[bool | None], unit: int) -> int:
+    """Return the place of a free unit in its region; below zero the type of a pinned one."""
+    return places[unit] if pins[unit] is None else -1 if pins[unit] else -2
