@@ -30,11 +30,15 @@ def ort_session(path: Path, threads: int) -> Call:
     return call
 
 
-def openvino_session(model: Any, threads: int) -> Call:
-    """Run a file, or a model of OpenVINO's, in OpenVINO; what is not quantized in float32."""
+def openvino_session(model: Any, threads: int, precision: str = "f32") -> Call:
+    """Run a file, or a model of OpenVINO's, in OpenVINO; what is not quantized in `precision`, f32 or bf16."""
     import openvino
 
-    properties = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": threads, "PERFORMANCE_HINT": "LATENCY"}
+    properties = {
+        "INFERENCE_PRECISION_HINT": precision,
+        "INFERENCE_NUM_THREADS": threads,
+        "PERFORMANCE_HINT": "LATENCY",
+    }
     request = openvino.Core().compile_model(model, "CPU", properties).create_infer_request()
 
     def call(inputs: dict[str, torch.Tensor]) -> Any:

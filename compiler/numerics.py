@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-__all__ = ["Exact", "Lossy", "Numerics", "Reassociates", "drift", "worst_drift"]
+__all__ = ["Exact", "Lossy", "Numerics", "Reassociates", "comparable", "drift", "worst_drift"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +61,14 @@ def drift(actual: Any, expected: Any) -> float:
         return 0.0
     scale = float(e[finite].abs().max())
     return worst / scale if scale > 0.0 else math.inf
+
+
+def comparable(actual: Any, expected: Any) -> Any:
+    """Return `actual` in the dtype of `expected` where both are floating point: a lossy pass may convert outputs."""
+    if not isinstance(expected, torch.Tensor) or not isinstance(actual, torch.Tensor):
+        return actual
+    both = actual.is_floating_point() and expected.is_floating_point()
+    return actual.to(expected.dtype) if both else actual
 
 
 def worst_drift(actual: Iterable[Any], expected: Iterable[Any]) -> float:

@@ -23,7 +23,7 @@ from burnish.compiler.operators import Operator, find_operator, operator_name
 from burnish.compiler.program import Program
 from burnish.compiler.provenance import merged, provenance_of, set_provenance
 from burnish.compiler.structure import Structure
-from burnish.compiler.typing_rules import infer
+from burnish.compiler.typing_rules import infer, on_types
 
 __all__ = ["Rewriter", "Rule", "Skip", "StopRewriting", "rule"]
 
@@ -251,6 +251,15 @@ class Rewriter:
     def set_input_type(self, node: fx.Node, value: Any) -> None:
         """Give an input of a branch the type of an operand; the caller types anew what reads it."""
         node.meta["val"] = value
+        self.changed = True
+
+    def set_input_dtype(self, node: fx.Node, dtype: torch.dtype) -> None:
+        """Give an input of a stage or a branch another dtype, as its sample; the caller types anew what reads it."""
+        with on_types(self.program.fake_mode):
+            node.meta["val"] = node.meta["val"].to(dtype)
+        sample = self.program.samples.get(str(node.target))
+        if sample is not None and node.graph in self.program.graphs.values():
+            self.program.samples[str(node.target)] = sample.to(dtype)
         self.changed = True
 
     def redirect(self, user: fx.Node, old: fx.Node, new: fx.Node) -> None:

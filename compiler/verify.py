@@ -21,7 +21,7 @@ from burnish.compiler import interpreter
 from burnish.compiler.errors import VerificationError
 from burnish.compiler.expressions import is_unbacked
 from burnish.compiler.graphs import calls, name_of, output_of, placeholders
-from burnish.compiler.numerics import Exact, Numerics, Reassociates, drift
+from burnish.compiler.numerics import Exact, Lossy, Numerics, Reassociates, comparable, drift
 from burnish.compiler.operators import is_mutating, operator_name
 from burnish.compiler.printer import symbol_names
 from burnish.compiler.program import Program
@@ -76,7 +76,10 @@ def check_contract(numerics: Numerics, before: Mapping[str, Any], after: Mapping
     common = [name for name in before if name in after]
     if not common:
         raise VerificationError(f"none of the outputs {', '.join(before)} is left, so nothing can be compared")
-    drifts = {name: drift(after[name], before[name]) for name in common}
+    lossy = isinstance(numerics, Lossy)
+    drifts = {
+        name: drift(comparable(after[name], before[name]) if lossy else after[name], before[name]) for name in common
+    }
     worst = max(common, key=drifts.__getitem__)
     found = drifts[worst]
     allowed = 0.0 if isinstance(numerics, Exact) else numerics.rtol if isinstance(numerics, Reassociates) else None

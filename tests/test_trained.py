@@ -65,6 +65,13 @@ def test_the_default_pipeline_at_level_4_and_on_all_the_data(model: str) -> None
     assert worst_drift(call(after, data), call(trained(model).model, data)) <= 1e-4
 
 
+@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize(("precision", "most"), [("precision", 1e-2), ("precision{dtype=bf16,max_drift=1e-2}", 1e-2)])
+def test_half_precision_drifts_by_a_hundredth_at_the_most(precision: str, most: float, model: str) -> None:
+    _, records = run_pipeline(Pipeline.parse(f"{DEFAULT},{precision}"), captured(model), Context(), verify=2)
+    assert records[-1].drift is not None and records[-1].drift <= most
+
+
 def test_all_49_batch_norms_of_efficientnet_fold() -> None:
     after = Pipeline.parse("canonicalize,fold-batch-norm").run(captured("efficientnet-lite0"))
     assert not [each for each in after.print().splitlines() if "batch_norm" in each]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -33,6 +34,8 @@ __all__ = ["OnnxBackend"]
 
 # Channels of a block of ONNX Runtime's and OpenVINO's convolutions, and floats of a vector register.
 _ALIGNMENT = 16
+# From here on layers and activations take bfloat16.
+_BFLOAT16_OPSET = 22
 
 
 class OnnxBackend:
@@ -47,11 +50,15 @@ class OnnxBackend:
         Raises:
             OptionError: an option is unknown or has an unusable value.
         """
-        floating = frozenset(dtype for dtype in DTYPES.values() if dtype.is_floating_point)
+        settings = Settings.parse(options)
+        floating = {dtype for dtype in DTYPES.values() if dtype.is_floating_point}
+        if settings.dialect == "ort" and settings.providers == ("CPUExecutionProvider",):
+            # Its kernels for float16 it makes of casts, for bfloat16 it has none.
+            floating.remove(torch.bfloat16)
         return Target(
             name=self.name,
-            dtypes=floating,
-            integers=INTEGER_RULES[Settings.parse(options).dialect],
+            dtypes=frozenset(floating),
+            integers=INTEGER_RULES[settings.dialect],
             alignment=_ALIGNMENT,
         )
 
@@ -80,6 +87,8 @@ class OnnxBackend:
         settings = Settings.parse(options)
         if len(program.graphs) > 1:
             return emit_stages(self, program, options)
+        if "opset" not in options and settings.opset < _BFLOAT16_OPSET and _computes_in_bfloat16(program):
+            settings = replace(settings, opset=_BFLOAT16_OPSET)
         found = list(findings(program, settings.opset))
         if found:
             more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
@@ -99,6 +108,11 @@ class OnnxBackend:
             FileFormatError: the file is truncated or not ONNX.
         """
         return OnnxArtifact(load_model(path), Settings.parse(options))
+
+
+def _computes_in_bfloat16(program: Program) -> bool:
+    values = (node.meta.get("val") for _, graph in program.all_graphs() for node in graph.nodes)
+    return any(isinstance(each, torch.Tensor) and each.dtype is torch.bfloat16 for each in values)
 
 
 def _place(program: Program, finding: Finding) -> str:

@@ -56,7 +56,7 @@ class Session:
                 options.add_external_initializers(list(model.weights), values)
             self.session, self.optimized = _open(model, settings, options, inspected)
         except Exception as error:
-            raise BackendError(f"ONNX Runtime cannot load the graph: {error}") from error
+            raise BackendError(f"ONNX Runtime cannot load the graph: {error}{_remedy(model)}") from error
         self._values = values
         self._inputs = {each.name: DTYPES[_element_type(each.type)] for each in self.session.get_inputs()}
         self._outputs = [each.name for each in self.session.get_outputs()]
@@ -166,6 +166,18 @@ def _keeps_layers(graph: onnx.GraphProto) -> bool:
     return any(
         node.op_type in ("Conv", "Gemm") and node.input[0] in quantized and node.input[1] not in quantized
         for node in graph.node
+    )
+
+
+def _remedy(model: Model) -> str:
+    """Say what to do where the graph has bfloat16, which ONNX Runtime's words do not name."""
+    graph, bfloat16 = model.graph.graph, onnx.TensorProto.BFLOAT16
+    casts = (each.i for node in graph.node if node.op_type == "Cast" for each in node.attribute if each.name == "to")
+    if bfloat16 not in {*casts, *(each.data_type for each in graph.initializer)}:
+        return ""
+    return (
+        "; it has few kernels for bfloat16 on the CPU: take runtime=openvino, the torchscript backend, or"
+        " precision{dtype=fp16}; compile with verify=0 only writes the file"
     )
 
 

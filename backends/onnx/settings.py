@@ -36,7 +36,8 @@ class Settings:
     """What a user may choose.
 
     Attributes:
-        opset: version of the ONNX operator set, 18 to 23; by default the dialect's own (`DEFAULT_OPSETS`).
+        opset: version of the ONNX operator set, 18 to 23; by default the dialect's own (`DEFAULT_OPSETS`), and 22 at
+            least for a Program in bfloat16.
         dialect: whom the file is for: "ort" may use ONNX Runtime's own operators; "standard" runs anywhere, and so do
             "openvino" and "tensorrt", which say where pairs of quantize and dequantize stand. By default the runtime's.
         simplify: run onnxsim: True, False, or "auto" (see `simplify.worthwhile`).

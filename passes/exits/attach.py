@@ -68,6 +68,10 @@ def attach(
     anchor, graph = cut.value.next, cut.value.graph
     known = set(graph.nodes)
     logits = head(anchor)
+    if logits.meta["val"].dtype != result.meta["val"].dtype and logits.meta["val"].is_floating_point():
+        # Behind layers in half precision.
+        cast = (logits, result.meta["val"].dtype)
+        logits = rewriter.insert(anchor, "aten.to.dtype", cast, name=f"{name}.to", origins=[logits])
     given, wanted = logits.meta["val"], result.meta["val"]
     if tuple(given.shape) != tuple(wanted.shape) or given.dtype != wanted.dtype:
         raise OptionError(
