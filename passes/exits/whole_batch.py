@@ -84,7 +84,9 @@ def _branch(body: Sequence[fx.Node], operands: Sequence[fx.Node], outputs: Seque
     graph = fx.Graph()
     done: dict[fx.Node, fx.Node] = {}
     for operand in operands:
-        done[operand] = graph.placeholder(name_of(operand).replace(".", "_"))
+        name = name_of(operand).replace(".", "_")
+        # A name in Python: constants of a Sequential are called 0.weight.
+        done[operand] = graph.placeholder(f"_{name}" if name[0].isdigit() else name)
     for node in body:
         for each in node.all_input_nodes:
             if each not in done:

@@ -266,6 +266,16 @@ def test_a_sample_of_one_shows_what_mixes_samples() -> None:
         Pipeline.parse("canonicalize,insert-exits").run(program)
 
 
+@pytest.mark.parametrize("mode", ["per-sample", "whole-batch"])
+def test_modules_with_numbers_for_names(mode: str) -> None:
+    torch.manual_seed(0)
+    layers = (nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    program = burnish.capture(nn.Sequential(*layers, nn.Linear(8, 5)).eval(), (_PICTURES,))
+    left = _with(program, f"exits=1,mode={mode},thresholds=[1]")
+    torch.testing.assert_close(left(_PICTURES), program(_PICTURES), rtol=1e-4, atol=1e-5)
+    assert Program.parse(left.print(), left.constants).print() == left.print()
+
+
 def test_exits_are_inserted_once() -> None:
     with pytest.raises(PassError, match="the program has exits: give all of them to one insert-exits"):
         Pipeline.parse("insert-exits").run(_with(_pictures(), "exits=1"))
