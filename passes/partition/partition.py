@@ -118,7 +118,7 @@ class Partition(Pass):
         if len(program.graphs) > 1:
             raise OptionError(f"pass 'partition': the program has stages: {', '.join(program.graphs)}")
         units = units_of(program, self.tied == "together")
-        problem = self._problem(program, units, context)
+        problem = self.problem(program, units, context)
         with working("partition: looking for the best cuts", context.progress):
             found = self._by_hand(units, problem) if self.cuts else self._searched(problem, context)
         names = [f"stage{index + 1}" for index in range(len(found.plan.stages))]
@@ -135,7 +135,13 @@ class Partition(Pass):
         if self.timeline:
             write_timelines(Path(self.timeline), timelines)
 
-    def _problem(self, program: Program, units: Units, context: Context) -> Problem:
+    def problem(self, program: Program, units: Units, context: Context) -> Problem:
+        """Return the problem in numbers.
+
+        Raises:
+            OptionError: there are fewer units than stages, or devices do not go with stages.
+            BackendError: times are to be measured, and there is no backend.
+        """
         devices = [Device.parse(each) for each in self.devices] or [Device()]
         count = self.cuts.count("|") + 1 if self.cuts else self.stages or max(len(devices), 2)
         devices = devices * count if len(devices) == 1 else devices
