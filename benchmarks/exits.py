@@ -20,6 +20,7 @@ import logging
 import tempfile
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -44,8 +45,8 @@ _MAX_DROP, _DELTA = 0.01, 0.05
 _BATCHES = (1, 8, 64)
 _WHOLE_BATCH = 16
 _TIMED = 512
-_EVALUATED = 100
-_ALL = 1 << 62
+# Few, so that little of a batch of sentences is padding.
+_EVALUATED = 20
 _SPLITS = 200
 _BACKEND = f"onnx{{threads={THREADS}}}"
 
@@ -71,12 +72,15 @@ class Bench:
     @functools.cached_property
     def everything(self) -> Evaluation:
         """What heads at all places say of all held-out samples."""
-        return self._evaluated(self.network.program)
+        return self._evaluated(self.network.program, len(self.network.held_out.classes))
 
     @functools.cached_property
     def used(self) -> Evaluation:
-        """What the exits that are used say of all held-out samples."""
-        return self._evaluated(self.calibrated[0])
+        """What the exits that are used say of them: the same, for other costs."""
+        rows = list(self.network.used)
+        every = self.everything
+        costs = self._evaluated(self.with_exits("per-sample"), 1).costs
+        return replace(every, scores=every.scores[rows], classes=every.classes[rows], costs=costs)
 
     @functools.cached_property
     def whole(self) -> Program:
@@ -114,11 +118,11 @@ class Bench:
         """Return the inputs of samples."""
         return [self.network.held_out.batch(part) for part in torch.split(chosen, size)]
 
-    def _evaluated(self, program: Program) -> Evaluation:
+    def _evaluated(self, program: Program, samples: int) -> Evaluation:
         straight = straightened(program)
         assert straight is not None
-        context = Context(calibration=self._pairs(torch.arange(len(self.network.held_out.classes))))
-        return evaluate(straight, calibration_pairs(program, context, _ALL, "the benchmark"))
+        context = Context(calibration=self._pairs(torch.arange(samples)))
+        return evaluate(straight, calibration_pairs(program, context, samples, "the benchmark"))
 
     def _pairs(self, chosen: torch.Tensor) -> list[tuple[Batch, torch.Tensor]]:
         held_out = self.network.held_out
@@ -129,7 +133,7 @@ def layers(bench: Bench) -> None:
     """How right heads are."""
     network, found = bench.network, bench.everything
     labels = network.held_out.classes
-    before = _predicted(network.alone, bench.batches(torch.arange(len(labels)), _EVALUATED))
+    before = _predicted(bench.compiled(network.alone), bench.batches(torch.arange(len(labels)), _EVALUATED))
     print(f"\n| {bench.name}: head behind | FLOPs | accuracy |\n|---|---|---|")
     for place, classes, cost in zip(
         (*network.places, "the end"), (*found.classes, found.own), found.costs, strict=True
@@ -212,7 +216,9 @@ def _with_constants(program: Program, source: Program, names: Mapping[str, str])
         module, _, rest = name.partition(".")
         return f"{names[module]}.{rest}" if module in names else name
 
-    return _replaced(program, {name: source.constants[held(name)] for name in program.constants})
+    # What nothing reads is gone there: counters of batches.
+    known = {name: held(name) for name in program.constants if held(name) in source.constants}
+    return _replaced(program, {name: source.constants[other] for name, other in known.items()})
 
 
 def _replaced(program: Program, values: Mapping[str, torch.Tensor]) -> Program:
