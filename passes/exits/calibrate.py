@@ -1,9 +1,9 @@
 """calibrate-exits: thresholds that cost least while what is lost stays below a bound, with a confidence.
 
 All heads are asked about all samples. On one half of them settings of all thresholds are searched for, from the safest
-to the cheapest (see `thresholds`); on the other half these are tested one after the other (see `risk`), and the last
-one that holds is taken (see `choice`). What is lost is accuracy, where samples come with classes, or agreement with the
-model's own head.
+to the cheapest (see `thresholds`), by agreement with the model's own head. On the other half these are tested one after
+the other (see `risk`), and the last one that holds is taken (see `choice`): for accuracy, where samples come with
+classes, or for agreement.
 
 The bound is on the mean over samples like these, whatever they are like: of other data nothing is said.
 Not handled: other risks than these two; Programs with stages.
@@ -78,7 +78,7 @@ class CalibrateExits(Pass):
         if len(asked.own) < _FEWEST:
             raise InputError("pass 'calibrate-exits' needs some hundred samples, but calibration= has 1")
         metric = self.metric or asked.metric
-        choice = choose(asked.answers(metric), self.max_drop, self.delta, context.seed)
+        choice = choose(asked.answers(metric), asked.answers("agreement"), self.max_drop, self.delta, context.seed)
         chosen, tested = choice.setting, choice.tested
         limits = {}
         for head, limit in zip(straight.heads, chosen.limits, strict=True):

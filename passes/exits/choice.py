@@ -32,18 +32,22 @@ class Choice:
         return self.found[self.held - 1]
 
 
-def choose(answers: Answers, max_drop: float, delta: float, seed: int) -> Choice:
+def choose(answers: Answers, agreement: Answers, max_drop: float, delta: float, seed: int) -> Choice:
     """Search on one half of the samples, drawn by a seed, and test on the other.
 
+    What is searched by is agreement, also where accuracy is tested: settings that win samples by chance, on the half
+    that is searched on, would come first, and be the first ones to fail.
+
     Args:
-        answers: what is said of all samples.
+        answers: what is said of all samples, and lost by that.
+        agreement: the same, where every answer that is not the model's own is lost.
         max_drop: the bound of what may be lost.
         delta: the chance that more is lost all the same.
         seed: of the halves.
     """
     order = np.random.default_rng(seed).permutation(answers.scores.shape[1])
-    searched, tested = (answers.part(part) for part in np.array_split(order, 2))
-    found = settings(searched)
+    first, second = np.array_split(order, 2)
+    found, tested = settings(agreement.part(first)), answers.part(second)
     # The first setting has no exits: nothing can be lost by it.
     held = 1 + holds_up_to([tested.loss(each) for each in found[1:]], max_drop, delta)
     return Choice(tuple(found), held, tested)

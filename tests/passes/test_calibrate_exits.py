@@ -69,8 +69,21 @@ def test_the_bound_holds_over_random_splits() -> None:
     delta, bound, violated = 0.1, 0.05, 0
     for _ in range(200):
         chosen = generator.choice(whole.scores.shape[1], 1200, replace=False)
-        violated += whole.loss(choose(whole.part(chosen), bound, delta, seed=0).setting).mean() > bound
+        some = whole.part(chosen)
+        violated += whole.loss(choose(some, some, bound, delta, seed=0).setting).mean() > bound
     assert violated <= delta * 200
+
+
+def test_samples_won_by_chance_do_not_come_first() -> None:
+    """An exit that wins as many as it loses: it is used, though half the samples say that it wins and half do not."""
+    generator = np.random.default_rng(0)
+    scores = generator.random((1, 6000))
+    differs = generator.random((1, 6000)) > 0.9 + 0.1 * scores
+    accuracy = Answers(scores, differs * generator.choice([-1.0, 1.0], (1, 6000)), np.array([0.3, 1.0]))
+    agreement = Answers(scores, differs.astype(float), accuracy.costs)
+    choice = choose(accuracy, agreement, 0.02, 0.05, seed=0)
+    assert choice.held > 3
+    assert choice.tested.cost(choice.setting) < 0.6
 
 
 def test_settings_are_near_the_best() -> None:
