@@ -45,8 +45,7 @@ _MAX_DROP, _DELTA = 0.01, 0.05
 _BATCHES = (1, 8, 64)
 _WHOLE_BATCH = 16
 _TIMED = 512
-# Few, so that little of a batch of sentences is padding.
-_EVALUATED = 20
+_EVALUATED = 50
 _SPLITS = 200
 _BACKEND = f"onnx{{threads={THREADS}}}"
 
@@ -91,7 +90,8 @@ class Bench:
     def calibrated(self) -> tuple[Program, list[str]]:
         """The network with the exits that are used, calibrated, and the notes of that."""
         curve = str(self.curves / f"exits-{self.name}.svg") if self.curves else ""
-        context = Context(calibration=self._pairs(self.calibrating), progress=False)
+        order = self.network.held_out.order(self.calibrating)
+        context = Context(calibration=self._pairs(self.calibrating[order]), progress=False)
         program = Pipeline([CalibrateExits(max_drop=_MAX_DROP, delta=_DELTA, curve=curve)]).run(
             self.with_exits("per-sample"), context
         )
@@ -118,11 +118,27 @@ class Bench:
         """Return the inputs of samples."""
         return [self.network.held_out.batch(part) for part in torch.split(chosen, size)]
 
+    def predicted(self, program: Program, chosen: torch.Tensor) -> torch.Tensor:
+        """Return the classes that the compiled Program gives to samples."""
+        model, order = self.compiled(program), self.network.held_out.order(chosen)
+        found = torch.cat([model(*batch).argmax(-1) for batch in self.batches(chosen[order], _EVALUATED)])
+        return found[order.argsort()]
+
     def _evaluated(self, program: Program, samples: int) -> Evaluation:
         straight = straightened(program)
         assert straight is not None
-        context = Context(calibration=self._pairs(torch.arange(samples)))
-        return evaluate(straight, calibration_pairs(program, context, samples, "the benchmark"))
+        # Like samples together: little of a batch of sentences is padding then.
+        order = self.network.held_out.order(torch.arange(samples))
+        context = Context(calibration=self._pairs(order))
+        found = evaluate(straight, calibration_pairs(program, context, samples, "the benchmark"))
+        back = order.argsort()
+        return replace(
+            found,
+            scores=found.scores[:, back.numpy()],
+            classes=found.classes[:, back],
+            own=found.own[back],
+            labels=(self.network.held_out.classes[:samples],),
+        )
 
     def _pairs(self, chosen: torch.Tensor) -> list[tuple[Batch, torch.Tensor]]:
         held_out = self.network.held_out
@@ -133,7 +149,7 @@ def layers(bench: Bench) -> None:
     """How right heads are."""
     network, found = bench.network, bench.everything
     labels = network.held_out.classes
-    before = _predicted(bench.compiled(network.alone), bench.batches(torch.arange(len(labels)), _EVALUATED))
+    before = bench.predicted(network.alone, torch.arange(len(labels)))
     print(f"\n| {bench.name}: head behind | FLOPs | accuracy |\n|---|---|---|")
     for place, classes, cost in zip(
         (*network.places, "the end"), (*found.classes, found.own), found.costs, strict=True
@@ -156,8 +172,7 @@ def loss(bench: Bench) -> None:
     for place, limit, part in zip(network.used, setting.limits, parts, strict=False):
         print(f"| {network.places[place]} | {limit:.4f} | {part:.1%} |")
     print(f"| the end | | {parts[-1]:.1%} |\n")
-    batches = bench.batches(bench.testing, _EVALUATED)
-    exits, whole = (_predicted(bench.compiled(each), batches) for each in (program, bench.whole))
+    exits, whole = (bench.predicted(each, bench.testing) for each in (program, bench.whole))
     lost = (whole == labels).double() - (exits == labels).double()
     print(
         f"{answers.cost(setting):.1%} of the FLOPs; accuracy {_part(whole == labels)} -> {_part(exits == labels)}: lost"
@@ -203,7 +218,8 @@ def guarantee(bench: Bench) -> None:
     print(" splits in which all held-out samples do |\n|---|---|---|---|---|")
     metrics: tuple[Metric, ...] = ("accuracy", "agreement")
     for metric in metrics:
-        found = violations(bench.used.answers(metric), bench.network.calibrating, _MAX_DROP, _DELTA, _SPLITS)
+        lost, agreement = (bench.used.answers(each) for each in (metric, metrics[1]))
+        found = violations(lost, agreement, bench.network.calibrating, _MAX_DROP, _DELTA, _SPLITS)
         counts = f"{found.on_test:.1%} of {_SPLITS} | {found.on_all:.1%} |"
         print(f"| {metric} | {found.cost:.1%} | {100 * found.lost:.2f} | {counts}", flush=True)
     print()
@@ -240,11 +256,6 @@ def _timed(models: dict[str, burnish.Compiled], batches: Sequence[Batch], blocks
         return call
 
     return interleave({name: all_of(model) for name, model in models.items()}, blocks=blocks)
-
-
-def _predicted(model: Callable[..., torch.Tensor], batches: Sequence[Batch]) -> torch.Tensor:
-    with torch.no_grad():
-        return torch.cat([model(*batch).argmax(-1) for batch in batches])
 
 
 def _error(values: torch.Tensor) -> float:

@@ -37,6 +37,9 @@ class HeldOut(Protocol):
     def batch(self, chosen: torch.Tensor) -> Batch:
         """Return the inputs of some samples."""
 
+    def order(self, chosen: torch.Tensor) -> torch.Tensor:
+        """Return an order of some samples in which neighbours have about the same size."""
+
 
 @dataclass(frozen=True)
 class Pictures:
@@ -48,6 +51,10 @@ class Pictures:
     def batch(self, chosen: torch.Tensor) -> Batch:
         """Return some of them."""
         return (self.pictures[chosen],)
+
+    def order(self, chosen: torch.Tensor) -> torch.Tensor:
+        """Return any: all have one size."""
+        return torch.arange(len(chosen))
 
 
 @dataclass(frozen=True)
@@ -151,7 +158,7 @@ def sentiment(keep: Path) -> Network:
     places = range(_LAYERS - 1)
     program = _made(keep / "sentiment.burnish", alone, [insert(places), recover()])
     names = tuple(f"layer {each}" for each in places)
-    return Network(alone, program, names, (1, 3), insert, held_out, 5000, 1.4)
+    return Network(alone, program, names, (2, 3), insert, held_out, 5000, 1.4)
 
 
 NETWORKS = {"fashion": fashion, "sentiment": sentiment}

@@ -34,11 +34,14 @@ class Violations:
     cost: float
 
 
-def violations(answers: Answers, calibrating: int, max_drop: float, delta: float, splits: int) -> Violations:
+def violations(
+    answers: Answers, agreement: Answers, calibrating: int, max_drop: float, delta: float, splits: int
+) -> Violations:
     """Choose thresholds as calibrate-exits does, once for every split.
 
     Args:
-        answers: what heads say of all samples.
+        answers: what heads say of all samples, and what is lost by that.
+        agreement: the same, where every answer that is not the model's own is lost.
         calibrating: how many samples calibrate; the others test.
         max_drop: the bound of what may be lost.
         delta: the chance that more is lost all the same.
@@ -48,7 +51,8 @@ def violations(answers: Answers, calibrating: int, max_drop: float, delta: float
     rows = []
     for seed in range(splits):
         order = random.permutation(answers.scores.shape[1])
-        setting = choose(answers.part(order[:calibrating]), max_drop, delta, seed).setting
+        first = order[:calibrating]
+        setting = choose(answers.part(first), agreement.part(first), max_drop, delta, seed).setting
         test = answers.part(order[calibrating:])
         lost = float(test.loss(setting).mean())
         rows.append((lost > max_drop, answers.loss(setting).mean() > max_drop, lost, test.cost(setting)))

@@ -63,6 +63,10 @@ class Sentences:
         mask = torch.arange(longest) < self.lengths[chosen, None]
         return self.ids[chosen, :longest], mask.long()
 
+    def order(self, chosen: torch.Tensor) -> torch.Tensor:
+        """Return the order of some of them by length."""
+        return self.lengths[chosen].argsort()
+
 
 class SentimentModel(nn.Module):
     """MiniLM-L6, a mean over the tokens of a sentence, and two classes: tokens and mask to logits [samples, 2]."""

@@ -106,8 +106,9 @@ def test_a_bound_far_above_what_is_lost_is_never_broken() -> None:
     random = np.random.default_rng(0)
     scores = random.random((1, 4000))
     answers = Answers(scores, (random.random((1, 4000)) > 0.5 + 0.6 * scores).astype(float), np.array([0.3, 1.0]))
-    found = violations(answers, 2000, 0.1, 0.05, 10)
+    found = violations(answers, answers, 2000, 0.1, 0.05, 10)
     assert found.on_test <= 0.2 and found.on_all <= 0.1
     assert 0.3 < found.cost < 1 and 0 < found.lost < 0.1
-    never = violations(Answers(scores, np.ones((1, 4000)), answers.costs), 2000, 0.1, 0.05, 3)
+    wrong = Answers(scores, np.ones((1, 4000)), answers.costs)
+    never = violations(wrong, wrong, 2000, 0.1, 0.05, 3)
     assert (never.on_test, never.on_all, never.lost, never.cost) == (0, 0, 0, 1)
