@@ -31,6 +31,7 @@ bench: $(VENV)/ready
 	$(BIN)/python -m benchmarks.pruning_coverage
 	$(BIN)/python -m benchmarks.sparsity
 	$(BIN)/python -m benchmarks.pruning_accuracy
+	$(BIN)/python -m benchmarks.exits
 
 coverage: $(VENV)/ready
 	$(BIN)/python -m benchmarks.coverage

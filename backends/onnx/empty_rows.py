@@ -40,6 +40,9 @@ def _reshaped(graph: ir.Graph, node: ir.Node) -> ir.Value:
     axes = _axes(node)
     if source is None or not axes:
         return result
+    known = _shape_of_rows(result)
+    if known:
+        return _inserted(graph, node, result, [ir.node("Reshape", [result, _numbers(graph, known)])])
     reduced, ones = _numbers(graph, axes), _numbers(graph, [1] * len(axes))
     shape = ir.node("Shape", [source])
     sizes = ir.node("ScatterElements", [shape.outputs[0], reduced, ones])
@@ -48,13 +51,27 @@ def _reshaped(graph: ir.Graph, node: ir.Node) -> ir.Value:
     if not node.attributes.get_int("keepdims", 1):
         node.attributes["keepdims"] = ir.AttrInt64("keepdims", 1)
         made.append(ir.node("Squeeze", [made[-1].outputs[0], reduced]))
+    return _inserted(graph, node, result, made)
+
+
+def _shape_of_rows(result: ir.Value) -> list[int]:
+    """Return what makes no rows of none, [-1, ...], where all other sizes are known; [] where they are not."""
+    if result.shape is None or not len(result.shape):
+        return []
+    rows, *others = result.shape
+    sizes = [size for size in others if isinstance(size, int) and size > 0]
+    return [] if isinstance(rows, int) or len(sizes) < len(others) else [-1, *sizes]
+
+
+def _inserted(graph: ir.Graph, node: ir.Node, result: ir.Value, made: Sequence[ir.Node]) -> ir.Value:
+    """Insert what shapes the result of a reduction, and return what stands for it."""
     shaped = made[-1].outputs[0]
     shaped.shape, shaped.type, result.shape = result.shape, result.type, None
     graph.insert_after(node, made)
     for each in made:
         each.metadata_props.update(node.metadata_props)
     for user, index in tuple(result.uses()):
-        if user is not made[2]:
+        if user not in made:
             user.replace_input_with(index, shaped)
     for index, output in enumerate(graph.outputs):
         if output is result:

@@ -10,19 +10,17 @@ import numpy as np
 
 from burnish.compiler.atomic import atomic_path
 from burnish.compiler.errors import MissingDependencyError
-from burnish.passes.exits.thresholds import Answers, Setting
+from burnish.passes.exits.choice import Choice
 
 __all__ = ["write_curve"]
 
 
-def write_curve(path: Path, tested: Answers, found: Sequence[Setting], held: int, metric: str, max_drop: float) -> None:
+def write_curve(path: Path, choice: Choice, metric: str, max_drop: float) -> None:
     """Write what every setting loses and costs.
 
     Args:
         path: a .json or .svg.
-        tested: samples that the settings were not chosen on.
-        found: the settings, the safest first.
-        held: how many of them hold.
+        choice: the settings, and the samples that they were tested on.
         metric: what is lost.
         max_drop: the bound.
 
@@ -30,6 +28,7 @@ def write_curve(path: Path, tested: Answers, found: Sequence[Setting], held: int
         InputError: the file cannot be written.
         MissingDependencyError: a plot needs matplotlib.
     """
+    tested, found, held = choice.tested, choice.found, choice.held
     costs, lost = [tested.cost(each) for each in found], [float(tested.loss(each).mean()) for each in found]
     with atomic_path(path) as temporary:
         if path.suffix == ".svg":
@@ -53,6 +52,8 @@ def _plot(path: Path, costs: Sequence[float], lost: Sequence[float], held: int, 
     except ImportError as error:
         raise MissingDependencyError("a plot of exits needs matplotlib: pip install matplotlib") from error
     matplotlib.use("svg")
+    # Names of shapes in the file are drawn from it: the same curve is the same file.
+    matplotlib.rcParams["svg.hashsalt"] = "burnish"
     from matplotlib import pyplot
 
     figure, axes = pyplot.subplots(figsize=(6, 4), layout="constrained")

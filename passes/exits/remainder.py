@@ -17,10 +17,12 @@ from burnish.compiler.errors import OptionError, VerificationError
 from burnish.compiler.graphs import calls, name_of
 from burnish.compiler.operators import operator_name
 from burnish.compiler.rewriter import Rewriter
-from burnish.compiler.sizes import expression
+from burnish.compiler.sizes import expression, static_size
+from burnish.passes.canonical.types import shape_of
 
 __all__ = ["Remainder"]
 
+_VIEWS = frozenset({"aten.view", "aten.reshape"})
 _FREE = frozenset({"aten.expand", "aten.unsqueeze", "aten.view", "aten.reshape", "aten.unflatten.int", "aten.alias"})
 
 
@@ -59,12 +61,29 @@ class Remainder:
 
             args, kwargs = fx.node.map_arg(node.args, read), fx.node.map_arg(node.kwargs, read)
             try:
-                self.rewriter.set_arguments(node, args, kwargs)
+                self.rewriter.set_arguments(node, self._sized(node, args), kwargs)
             except VerificationError as error:
                 raise OptionError(
                     f"pass 'insert-exits': no exit can stand before {name_of(value)}: what is behind it cannot run on"
                     f" a number of samples that only the data decide: {error}"
                 ) from error
+
+    def _sized(self, node: fx.Node, args: Any) -> Any:
+        """Return the arguments of a view with a size in place of -1: without rows that could be any."""
+        if operator_name(node.target) not in _VIEWS or -1 not in args[1]:
+            return args
+        source, place = args[0], args[1].index(-1)
+        wanted = node.meta["val"].shape[place]
+        size: Any = static_size(wanted)
+        if size is None:
+            sizes = [expression(each) for each in shape_of(source) or ()]
+            if expression(wanted) == self.batch or expression(wanted) not in sizes:
+                return args
+            size = self.rewriter.insert(
+                node, "aten.sym_size.int", (source, sizes.index(expression(wanted))), name=f"{name_of(node)}.size"
+            )
+            self.made.append(size)
+        return (source, [*args[1][:place], size, *args[1][place + 1 :]], *args[2:])
 
     def _value(self, node: fx.Node) -> fx.Node:
         """Return what stands for a value from before."""

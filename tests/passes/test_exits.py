@@ -62,6 +62,22 @@ class Text(nn.Module):
         return self.head(torch.tanh(self.pool(x[:, 0])))
 
 
+class Views(nn.Module):
+    """Views that leave one size open: with no samples it could be any."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.second, self.head = nn.Linear(8, 16), nn.Linear(16, 16), nn.Linear(16, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        samples, tokens, _ = x.shape
+        x = self.first(x).relu()
+        heads = self.second(x).view(samples, tokens, -1, 4).transpose(1, 2).softmax(-1)
+        joined = x + heads.transpose(1, 2).reshape(samples, -1, 16)
+        return self.head(joined.relu().mean(1))
+
+
 def _pictures() -> Program:
     return burnish.capture(Pictures().eval(), (_PICTURES,))
 
@@ -290,7 +306,7 @@ def test_uncalibrated_use_is_warned_of(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("backend", ["onnx", "torchscript"])
-@pytest.mark.parametrize("kind", ["pictures", "text", "encoder"])
+@pytest.mark.parametrize("kind", ["pictures", "text", "encoder", "views"])
 def test_nobody_is_left(kind: str, backend: str) -> None:
     if kind == "encoder":
         torch.manual_seed(0)
@@ -298,9 +314,13 @@ def test_nobody_is_left(kind: str, backend: str) -> None:
         model = nn.Sequential(nn.Linear(8, 16), *layers, nn.Flatten(), nn.Linear(96, 3)).eval()
         inputs: tuple[torch.Tensor, ...] = (torch.randn(4, 6, 8),)
         program = burnish.capture(model, inputs)
+    elif kind == "views":
+        automatic = torch.export.Dim.AUTO
+        inputs = (torch.randn(4, 6, 8),)
+        program = burnish.capture(Views().eval(), inputs, ({0: automatic, 1: automatic},))
     else:
         inputs, program = ((_PICTURES,), _pictures()) if kind == "pictures" else (_sentences(4), _text())
-    left = _with(program, "exits=2,index=true,thresholds=[0]", "canonicalize")
+    left = _with(program, f"exits={1 if kind == 'views' else 2},index=true,thresholds=[0]", "canonicalize")
     compiled = burnish.compile(left.copy(), backend=backend, progress=False)
     for count in (1, 4):
         part = tuple(each[:count] for each in inputs)

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from burnish.backends.onnx.translations import activations, attention, layers, norms, quantized, rotary
+from burnish.backends.onnx.translations import activations, attention, layers, norms, quantized, rotary, rows
 from burnish.backends.onnx.translations.builder import Builder
 from burnish.compiler.operators import find_operator
 
@@ -24,6 +24,8 @@ _FUNCTIONS: dict[str, Callable[..., Any]] = {
     "aten.gelu": activations.gelu,
     "aten.hardsigmoid": activations.hardsigmoid,
     "aten.hardswish": activations.hardswish,
+    "aten.index_copy": rows.index_copy,
+    "aten.index_select": rows.index_select,
     "aten.leaky_relu": activations.leaky_relu,
     "aten.linear": layers.linear,
     "aten.mean.dim": layers.mean,
