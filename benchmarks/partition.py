@@ -10,7 +10,6 @@ thread each, inference and training steps, against what `simulate` makes of the 
 from __future__ import annotations
 
 import argparse
-import functools
 import logging
 import statistics
 import tempfile
@@ -48,9 +47,7 @@ def plans(chosen: argparse.Namespace) -> None:
     """Print bottlenecks."""
     print("\n| model | stages | slowest stage | above the bound | / equal operators | / equal parameters |")
     print("|---|---|---|---|---|---|")
-    entries = {
-        each.name: each for each in (*full_size(), Entry("u-net", "cnn", functools.partial(UNet, 64), _pictures))
-    }
+    entries = {each.name: each for each in (*full_size(), Entry("u-net", "cnn", UNet, _pictures))}
     for name in (each for each in _MODELS if chosen.filter in each):
         entry = entries[name]
         program = Pipeline.parse(_DEFAULT).run(burnish.capture(entry.model(), entry.inputs_for(1)))

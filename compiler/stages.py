@@ -17,14 +17,14 @@ import torch
 from torch import fx
 
 from burnish.compiler import interpreter
-from burnish.compiler.graphs import calls, copy_graph, name_of, node_order, output_of, placeholders
-from burnish.compiler.operators import operator_name
+from burnish.compiler.graphs import calls, copy_graph, name_of, node_order, output_of, placeholders, updates
+from burnish.compiler.operators import is_mutating, operator_name
 from burnish.compiler.program import Program, Signature
 from burnish.compiler.provenance import merged, provenance_of, set_provenance
 from burnish.compiler.sizes import expression
 from burnish.compiler.stand_ins import settled
 from burnish.compiler.structure import Container, Leaf
-from burnish.compiler.typing_rules import infer
+from burnish.compiler.typing_rules import infer, on_types
 
 __all__ = ["stage_graphs", "stage_programs"]
 
@@ -85,7 +85,8 @@ def _settle(stage: Program) -> None:
     (graph,) = stage.graphs.values()
     changed = set[fx.Node]()
     for node in placeholders(graph):
-        value = settled(node.meta["val"], stage.fake_mode.shape_env)
+        with on_types(stage.fake_mode):
+            value = settled(node.meta["val"], stage.fake_mode.shape_env)
         if value is not node.meta["val"]:
             node.meta["val"] = value
             changed.add(node)
@@ -107,9 +108,12 @@ class _Splitter:
             if node in self.stage_of:
                 self.orders[self.stage_of[node]].append(node)
         self.results: list[dict[str, fx.Node]] = [{} for _ in parts]
+        homes = {str(each.args[0].target): self.stage_of[each] for each in updates(self.source)}  # type: ignore[union-attr]
         for name, node in self.outputs.items():
-            # What no stage makes, the last one gives: an input, a constant, or what is copied.
-            self.results[self.stage_of.get(node, len(parts) - 1)][name] = node
+            # What no stage makes, the last one gives: an input, a constant, or what is copied. A buffer that is updated
+            # is where that is done.
+            home = homes.get(str(node.target), len(parts) - 1) if node.op == "get_attr" else len(parts) - 1
+            self.results[self.stage_of.get(node, home)][name] = node
         self.crossing = {node: name for name, node in reversed(self.outputs.items()) if node in self.stage_of}
         self.read = set[fx.Node]()
         self.taken = {*program.signature.input_names, *self.outputs}
@@ -128,9 +132,13 @@ class _Splitter:
             # An input that nothing reads is one all the same.
             inputs += [node for node in placeholders(self.source) if node not in self.read]
         stage = _Stage(self, index, inputs)
-        for node in order:
+        # Buffers are updated when all that reads them has done so.
+        for node in [each for each in order if not is_mutating(each.target)]:
             stage.value(node)
-        graph = stage.finish(self.results[index])
+        made = {name: stage.value(node) for name, node in self.results[index].items()}
+        for node in [each for each in order if is_mutating(each.target)]:
+            stage.value(node)
+        graph = stage.finish(made)
         self.read.update(stage.inputs)
         for node in stage.inputs:
             if node.op == "call_function":
@@ -195,9 +203,8 @@ class _Stage:
                 self.done[each] = made or self._copy(each)
         return self.done[node]
 
-    def finish(self, results: Mapping[str, fx.Node]) -> fx.Graph:
+    def finish(self, made: dict[str, fx.Node]) -> fx.Graph:
         """Give the graph its outputs, by name."""
-        made = {name: self.value(node) for name, node in results.items()}
         old = output_of(self.splitter.source)
         result = self.graph.output(made)
         result.meta = dict(old.meta)

@@ -75,6 +75,10 @@ def run_stages(
         raise OptionError("--loss needs --inputs FILE.npz with an array 'target'")
     if loss is None:
         check_writable(output)
+    elif output is not None:
+        from burnish.backends.stages.artifact import check_folder
+
+        check_folder(Path(output))
     if "RANK" not in os.environ:
         raise InputError(
             "no rank: start the processes with torchrun --nproc-per-node COUNT --no-python burnish run-stages"
@@ -110,13 +114,19 @@ def run_stages(
 
 def _data(binding: Binding, npz: Path | None, texts: list[str], seed: int) -> tuple[dict[str, Any], Any]:
     """Return inputs by name, and the target or None."""
+    from burnish.compiler.errors import InputError
     from burnish.tools.example_inputs import inputs_for
     from burnish.tools.pass_context import read_calibration
 
     if npz is None:
         return inputs_for(binding, texts, seed), None
     (item,) = read_calibration([npz]) or []
-    return item if isinstance(item, tuple) else (item, None)
+    values, target = item if isinstance(item, tuple) else (item, None)
+    if set(values) != set(binding.types):
+        raise InputError(
+            f"{npz} holds {', '.join(values) or 'no inputs'}, and the inputs are {', '.join(binding.types)}"
+        )
+    return values, target
 
 
 def _run(
@@ -137,12 +147,15 @@ def _run(
     from burnish.backends.stages.distributed import Worker
     from burnish.compiler import structure
     from burnish.compiler.data import cross_entropy
+    from burnish.compiler.errors import InputError
     from burnish.tools.example_inputs import write_npz
 
     def of_first(outputs: Any, wanted: torch.Tensor) -> torch.Tensor:
         first = outputs[0] if isinstance(outputs, tuple) else outputs
         if loss == "cross-entropy":
             return cross_entropy(first, wanted, "--loss cross-entropy")
+        if first.shape != wanted.shape:
+            raise InputError(f"--loss mse: the target is {list(wanted.shape)}, but the output {list(first.shape)}")
         return torch.nn.functional.mse_loss(first, wanted)
 
     device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))) if dist.get_backend() == "nccl" else None

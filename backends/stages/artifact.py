@@ -28,7 +28,7 @@ from burnish.compiler.profile import Profile, ProfileRow
 from burnish.compiler.program import Program
 from burnish.compiler.stages import stage_programs
 
-__all__ = ["StagedArtifact", "emit_stages", "writable_folder"]
+__all__ = ["StagedArtifact", "check_folder", "emit_stages", "writable_folder"]
 
 _FILES = (".burnish", ".onnx", ".pt", ".pt2")
 
@@ -79,7 +79,7 @@ class StagedArtifact:
     def pipelined(self, *args: Any, micro_batches: int, **kwargs: Any) -> Any:
         """Run on parts of the batch, stages at the same time, each in a thread; returns what a call returns.
 
-        For models that compute every sample by itself.
+        For models that compute every sample by itself: a range of `quantize-dynamic` is that of its part.
 
         Raises:
             InputError: as in a call, or the batch cannot be split: an output has no batch in dimension 0, or there are
@@ -168,11 +168,22 @@ def writable_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
         OptionError: its name is that of a file.
         InputError: something else is there, or it cannot be written.
     """
-    final = Path(path)
-    if final.suffix in _FILES:
-        raise OptionError(f"{final}: a partitioned model is saved as a folder: give a name without {final.suffix}")
-    if final.exists() and not (final / MANIFEST).is_file():
-        raise InputError(f"{final}: is there already, and no folder of a partitioned model: it is not replaced")
-    with atomic_path(final) as temporary:
+    check_folder(Path(path))
+    with atomic_path(path) as temporary:
         temporary.mkdir()
         yield temporary
+
+
+def check_folder(path: Path) -> None:
+    """Check that a folder of a partitioned model can be made, before any work is done for it.
+
+    Raises:
+        OptionError: its name is that of a file.
+        InputError: something else is there, or there is no folder for it.
+    """
+    if path.suffix in _FILES:
+        raise OptionError(f"{path}: a partitioned model is saved as a folder: give a name without {path.suffix}")
+    if path.exists() and not (path / MANIFEST).is_file():
+        raise InputError(f"{path}: is there already, and no folder of a partitioned model: it is not replaced")
+    if not path.absolute().parent.is_dir():
+        raise InputError(f"{path}: there is no folder {path.parent}")

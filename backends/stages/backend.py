@@ -76,6 +76,7 @@ def _part(folder: Path, stage: Stage, options: Mapping[str, Any]) -> Artifact:
     file = folder / stage.file
     found = load(file, **options)
     artifact = EagerArtifact(found) if isinstance(found, Program) else found
-    if tuple(leaf_names(artifact.binding.outputs)) != stage.outputs:
+    binding = artifact.binding
+    if (tuple(leaf_names(binding.inputs)), tuple(leaf_names(binding.outputs))) != (stage.inputs, stage.outputs):
         raise FileFormatError(f"{file}: not the {stage.name} of {MANIFEST}")
     return artifact

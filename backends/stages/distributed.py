@@ -107,6 +107,12 @@ class Worker:
             InputError: the inputs do not fit, or the batch cannot be split evenly.
         """
         values = self._values(args, kwargs)
+        size = next((len(value) for name, value in zip(self.stages.binding.types, values, strict=True)
+                     if name in self.stages.batched), 0)  # fmt: skip
+        if target.dim() == 0 or len(target) != size:
+            raise InputError(
+                f"the target is {list(target.shape)}, but dimension 0 has to be the batch, of {size} samples"
+            )
         losses: list[torch.Tensor] = []
         self.schedule.step(
             *(values if self.is_first else ()),
@@ -217,8 +223,12 @@ def _is_index(value: torch.Tensor) -> bool:
 def _check(stages: Stages, folder: Path, schedule: ScheduleName, ranks: int, micro_batches: int) -> None:
     count = len(stages.stages)
     if count % ranks or (count == ranks) == (schedule == "interleaved"):
-        fitting = f"{count} processes" if schedule != "interleaved" else f"a part of {count} processes, all evenly"
-        raise InputError(f"{folder}: {count} stages with the schedule {schedule} need {fitting}, but there are {ranks}")
+        fitting = str(count)
+        if schedule == "interleaved":
+            fitting = " or ".join(str(each) for each in range(1, count) if count % each == 0)
+        raise InputError(
+            f"{folder}: {count} stages with the schedule {schedule} need {fitting} processes, but there are {ranks}"
+        )
     if micro_batches < 1:
         raise OptionError(f"micro_batches must be 1 or more, but is {micro_batches}")
     if stages.data_dependent:

@@ -25,6 +25,8 @@ __all__ = ["MANIFEST", "Stage", "Stages"]
 
 MANIFEST = "manifest.json"
 _FORMAT, _VERSION = "burnish stages", 1
+# Of the name of a file.
+_LONGEST = 200
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,7 +154,7 @@ class Stages:
             tied = tuple((str(name), tuple(int(each) for each in numbers)) for name, numbers in data["tied"])
             names = [_names(data[key]) for key in ("batched", "data_dependent")]
             found = Stages(Binding.from_json(data["binding"]), stages, frozenset(names[0]), tied, names[1])
-        except (ValueError, KeyError, TypeError, AttributeError, FileFormatError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError, FileFormatError) as error:
             raise FileFormatError(f"{path}: cannot be read: {error}") from error
         if not stages:
             raise FileFormatError(f"{path}: has no stages")
@@ -162,6 +164,11 @@ class Stages:
             if missing:
                 raise FileFormatError(f"{path}: no stage before {stage.name} makes {min(missing)!r}")
             known |= set(stage.outputs)
+        missing = set(found.outputs) - known
+        if missing:
+            raise FileFormatError(f"{path}: no stage makes the output {min(missing)!r}")
+        if not found.batched <= known or any(max(numbers, default=0) >= len(stages) for _, numbers in tied):
+            raise FileFormatError(f"{path}: names values or stages that there are not")
         return found
 
 
@@ -188,6 +195,6 @@ def _names(value: Sequence[Any]) -> tuple[str, ...]:
 
 def _file(value: Any) -> str:
     # A manifest names files of its own folder.
-    if not isinstance(value, str) or Path(value).name != value:
+    if not isinstance(value, str) or Path(value).name != value or value in ("", "..") or len(value) > _LONGEST:
         raise ValueError(f"{value!r} is no name of a file")
     return value

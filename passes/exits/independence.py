@@ -54,11 +54,16 @@ def _pair(program: Program, name: str, value: Any, batch: sympy.Symbol) -> Any:
     shape = shape_of(node) or ()
     if not shape or expression(shape[0]) != batch:
         return value
-    if len(value) > 1:
-        return value[:2]
-    # The same sample twice would not show it: the second one is mirrored.
-    other = value.flip(-1) if value.dim() > 1 else value
-    return torch.cat([value, other])
+    # The same sample twice would not show it: another one, the first one mirrored, or with noise.
+    others = [
+        *(value[row : row + 1] for row in range(1, len(value))),
+        value[:1].flip(-1) if value.dim() > 1 else value[:1],
+    ]
+    if value.is_floating_point():
+        noise = torch.randn(value[:1].shape, generator=torch.Generator().manual_seed(0))
+        others.append(value[:1] + noise.to(value.dtype))
+    other = next((each for each in others if not torch.equal(each, value[:1])), value[:1])
+    return torch.cat([value[:1], other])
 
 
 def _leaf(program: Program, outputs: Any, name: str) -> torch.Tensor:

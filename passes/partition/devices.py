@@ -37,11 +37,11 @@ class Device:
         """
         for each in fields(self):
             value = getattr(self, each.name)
-            if not isinstance(value, (int, float)) or not value > 0:
-                raise OptionError(f"a device's {each.name} must be above 0, but is {value!r}")
+            if not isinstance(value, (int, float)) or not value >= 1:
+                raise OptionError(f"a device's {each.name} must be 1 or more, but is {value!r}")
 
     def __str__(self) -> str:
-        return " ".join(f"{each.name}={getattr(self, each.name):g}" for each in fields(self))
+        return " ".join(f"{each.name}={getattr(self, each.name)!r}" for each in fields(self))
 
     @staticmethod
     def parse(text: str) -> Device:

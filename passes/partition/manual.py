@@ -37,7 +37,7 @@ def by_hand(units: Units, inputs: Sequence[Sequence[int]], text: str) -> list[li
         OptionError: the text cannot be read, names what is not there, leaves a stage empty, or a stage would depend on
             a later one.
     """
-    wanted = _patterns(text)
+    wanted = _patterns(text, sum(map(len, units.members)))
     used = set[str]()
     named = [{number for node in members for number in _stages_of(node, wanted, used)} for members in units.members]
     missing = [pattern for patterns in wanted for pattern in patterns if pattern not in used]
@@ -53,7 +53,7 @@ def by_hand(units: Units, inputs: Sequence[Sequence[int]], text: str) -> list[li
     return stages
 
 
-def _patterns(text: str) -> list[list[str]]:
+def _patterns(text: str, operators: int) -> list[list[str]]:
     """Return the patterns of every stage."""
     found: list[list[str]] = []
     path = ""
@@ -74,6 +74,10 @@ def _patterns(text: str) -> list[list[str]]:
             if not path or last < first:
                 reason = "has no module path before it" if not path else "ends before it starts"
                 raise OptionError(f"pass 'partition': the range {term!r} in 'cuts' {reason}")
+            if last - first >= operators:
+                raise OptionError(
+                    f"pass 'partition': the range {term!r} in 'cuts' is longer than the model, of {operators} operators"
+                )
             found[-1] += [f"{path}.{number}" for number in range(first, last + 1)]
     return found
 

@@ -15,10 +15,12 @@ from pathlib import Path
 from typing import ClassVar, Literal
 
 import numpy as np
+from torch import fx
 
 from burnish.compiler.context import Context
 from burnish.compiler.cost_numbers import estimated
 from burnish.compiler.errors import OptionError
+from burnish.compiler.graphs import output_of
 from burnish.compiler.numerics import Exact, Numerics
 from burnish.compiler.pass_base import Pass
 from burnish.compiler.program import Program
@@ -96,10 +98,16 @@ class Partition(Pass):
             )
         if not self.cuts and self.stages is None and len(self.devices) == 1:
             raise OptionError("pass 'partition': one device is one stage: say how many with stages=")
-        for name in ("bandwidth", "latency"):
+        for name, least in (("bandwidth", 1.0), ("latency", 0.0)):
             value = getattr(self, name)
-            if not (value > 0 or (name == "latency" and value == 0)):
-                raise OptionError(f"pass 'partition': option {name!r} must be above 0, but is {value:g}")
+            if not (math.isfinite(value) and value >= least):
+                raise OptionError(
+                    f"pass 'partition': option {name!r} must be a number, {least:g} or more, but is {value:g}"
+                )
+        if self.cuts and "|" not in self.cuts:
+            raise OptionError(
+                f"pass 'partition': option 'cuts' has one stage alone: put | between stages: {self.cuts!r}"
+            )
         if self.micro_batches < 1:
             raise OptionError(
                 f"pass 'partition': option 'micro_batches' must be 1 or more, but is {self.micro_batches}"
@@ -117,6 +125,14 @@ class Partition(Pass):
         """
         if len(program.graphs) > 1:
             raise OptionError(f"pass 'partition': the program has stages: {', '.join(program.graphs)}")
+        (graph,) = program.graphs.values()
+        outputs: dict[str, fx.Node] = output_of(graph).args[0]  # type: ignore[assignment]
+        same = [name for name in outputs if name in program.signature.input_names]
+        if same:
+            raise OptionError(
+                f"pass 'partition': {same[0]!r} is an input and another output, and values go from stage to stage by"
+                " name: give the output another name"
+            )
         units = units_of(program, self.tied == "together")
         problem = self.problem(program, units, context)
         with working("partition: looking for the best cuts", context.progress):
@@ -128,7 +144,7 @@ class Partition(Pass):
         }
         with rewriter.rewrite("partition"):
             rewriter.set_stages(stage_graphs(program, parts))
-        context.notes += self._told(found, problem, units)
+        context.notes += self._told(found, units)
         timelines = self._timelines(found)
         bubbles = ", ".join(f"{name} {each.bubble:.1%}" for name, each in timelines.items())
         context.notes.append(f"partition: idle with {self.micro_batches} micro-batches: {bubbles}")
@@ -202,10 +218,11 @@ class Partition(Pass):
                     f"pass 'partition': stage {index + 1} of 'cuts' needs memory={_amount(used)}, but its device has"
                     f" {_amount(problem.memory[kind])}"
                 )
-        bound = lower_bound(problem, self.objective)
-        return Found(plan, cost_of(plan, self.objective), bound, optimal=False)
+        best = search(problem, self.objective)
+        value, bound = cost_of(plan, self.objective), best.bound if best else lower_bound(problem, self.objective)
+        return Found(plan, value, bound, optimal=value <= bound)
 
-    def _told(self, found: Found, problem: Problem, units: Units) -> list[str]:
+    def _told(self, found: Found, units: Units) -> list[str]:
         plan = found.plan
         notes = []
         for index, stage in enumerate(plan.stages):
@@ -219,10 +236,12 @@ class Partition(Pass):
             )
         what = {"throughput": "slowest stage", "latency": "all stages", "memory": "largest stage"}[self.objective]
         write = _time if self.objective != "memory" else lambda value: f"{_amount(value)}B"
-        known = "which no plan betters" if found.optimal else f"at most {found.gap:.1%} above the best plan"
-        notes.append(
-            f"partition: {what} {write(found.value)}, {known}; at least {write(lower_bound(problem, self.objective))}"
+        known = (
+            "which no plan betters"
+            if found.optimal
+            else f"at most {found.gap:.1%} above the best plan, which takes {write(found.bound)} or more"
         )
+        notes.append(f"partition: {what} {write(found.value)}, {known}")
         return notes
 
     def _timelines(self, found: Found) -> dict[str, Timeline]:
@@ -253,7 +272,7 @@ def _needed(problem: Problem, seed: int) -> str:
     assert least is not None
     unit = max(problem.memory_of([each]) for each in range(problem.units))
     return (
-        f"{len(problem.devices)} stages need memory={_amount(least.value)} each, and no number of stages less than"
+        f"{len(problem.devices)} stages fit with memory={_amount(least.value)} each, none with less than"
         f" {_amount(unit)}"
     )
 

@@ -76,7 +76,8 @@ def units_of(program: Program, tied: bool = False) -> Units:
         if storage.is_view(node) and (source := _viewed(node)) is not None and bytes_of[node] <= bytes_of[source]
     }
     same = {node for node, source in views.items() if bytes_of[node] == bytes_of[source]}
-    copied = _copied(order, costs, same)
+    updated = program.mutable_constants()
+    copied = _copied(order, costs, same, updated)
     whole = _whole(program, [node for node in order if node not in copied], copied, views, tied)
     position = {node: index for index, node in enumerate(order)}
     unit_of, members = _numbered(whole, copied, position)
@@ -106,7 +107,9 @@ def _viewed(node: fx.Node) -> fx.Node | None:
     return inputs[0] if len(inputs) == 1 and inputs[0].op != "get_attr" else None
 
 
-def _copied(order: Iterable[fx.Node], costs: Mapping[fx.Node, NodeCost], views: Set[fx.Node]) -> set[fx.Node]:
+def _copied(
+    order: Iterable[fx.Node], costs: Mapping[fx.Node, NodeCost], views: Set[fx.Node], updated: Set[str]
+) -> set[fx.Node]:
     """Return the operators that are copied."""
     found = set[fx.Node]()
     for node in order:
@@ -116,7 +119,15 @@ def _copied(order: Iterable[fx.Node], costs: Mapping[fx.Node, NodeCost], views: 
         sourceless = all(each.op == "get_attr" or each in found for each in node.all_input_nodes)
         works = (node in costs and costs[node].figures.macs != 0) or name == "higher_order.cond"
         is_number = isinstance(node.meta.get("val"), _NUMBERS)
-        if is_number or (sourceless and not works) or name.startswith(_DEQUANTIZE) or node in views:
+        # What is dequantized with a scale of its own call stays with what made the scale.
+        dequantizes = name.startswith(_DEQUANTIZE) and all(
+            isinstance(each.meta.get("val"), torch.Tensor) and (each.op == "get_attr" or each is node.args[0])
+            for each in node.all_input_nodes
+        )
+        if any(each.op == "get_attr" and each.target in updated for each in node.all_input_nodes):
+            # What it reads may be another value in another stage.
+            continue
+        if is_number or (sourceless and not works) or dequantizes or node in views:
             found.add(node)
     return found
 
@@ -139,6 +150,11 @@ def _whole(
         edges.add_edges_from((each, node) for each in made)
         several = [each for each in made if not isinstance(each.meta.get("val"), torch.Tensor)]
         edges.add_edges_from((node, each) for each in several)
+        # Ranges of a call, what is quantized with them, and the layers that read it: kernels that take all of it.
+        edges.add_edges_from((node, each) for each in made if _is_ranged(each))
+        if not node.users and not is_mutating(node.target):
+            # An assertion is no stage.
+            edges.add_edges_from([(node, each) for each in made[:1]] or [(node, order[0]), (order[0], node)])
         if node in views and [each for each in read if each.op != "get_attr"] == made and len(made) == 1:
             edges.add_edge(node, made[0])
         for each in read:
@@ -147,6 +163,17 @@ def _whole(
     for nodes in readers.values():
         networkx.add_cycle(edges, nodes)
     return edges
+
+
+def _is_ranged(node: fx.Node) -> bool:
+    """Tell whether a value is a range that a call chose, or is quantized or dequantized with one."""
+    name = operator_name(node.target)
+    if name == "getitem":
+        return _is_ranged(node.all_input_nodes[0])
+    if name.startswith("quantized_decomposed.choose_qparams"):
+        return True
+    others = node.all_input_nodes[1:] if name.startswith("quantized_decomposed.") else []
+    return any(each.op == "call_function" and _is_ranged(each) for each in others)
 
 
 def _numbered(

@@ -148,7 +148,11 @@ def test_the_command_trains_and_saves(folders: Path) -> None:
     ("ranks", "arguments", "message"),
     [
         (3, ["{folders}/stages"], "2 stages with the schedule gpipe need 2 processes, but there are 3"),
-        (2, ["{folders}/stages", "--schedule", "interleaved"], "2 stages with the schedule interleaved need a part of"),
+        (
+            2,
+            ["{folders}/stages", "--schedule", "interleaved"],
+            "2 stages with the schedule interleaved need 1 proc",
+        ),
         (
             2,
             ["{folders}/stages", "--micro-batches", "3", "--input", "f32[8,6]"],
