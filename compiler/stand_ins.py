@@ -20,7 +20,7 @@ from torch.utils import _pytree as pytree
 from burnish.compiler.expressions import is_unbacked
 from burnish.compiler.sizes import expression
 
-__all__ = ["settled", "type_of"]
+__all__ = ["is_settled", "settled", "type_of"]
 
 _HINT = 11
 _known: WeakKeyDictionary[ShapeEnv, dict[sympy.Symbol, sympy.Symbol]] = WeakKeyDictionary()
@@ -43,6 +43,12 @@ def settled(value: Any, environment: ShapeEnv | None) -> Any:
     if environment is None or not any(map(is_unbacked, _symbols(value))):
         return value
     return _substituted(value, _stand_ins(value, environment), environment)
+
+
+def is_settled(value: Any, environment: ShapeEnv | None) -> bool:
+    """Tell whether a type has ordinary sizes in place of those that depended on data."""
+    known = _known.get(environment, {}) if environment is not None else {}
+    return not set(known.values()).isdisjoint(_symbols(value))
 
 
 def _stand_ins(values: Any, environment: ShapeEnv) -> dict[sympy.Symbol, sympy.Symbol]:

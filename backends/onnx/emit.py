@@ -29,11 +29,12 @@ from burnish.backends.onnx.spellings import keep_pads_before_pools, keep_sums_be
 from burnish.backends.onnx.tensorrt_spellings import name_squeezed_axes, sort_the_largest
 from burnish.backends.onnx.translations import table
 from burnish.compiler.errors import BackendError
-from burnish.compiler.graphs import NameTable, name_of, output_of
+from burnish.compiler.graphs import NameTable, name_of, output_of, placeholders
 from burnish.compiler.operators import operator_name
 from burnish.compiler.printer import symbol_names
 from burnish.compiler.program import Program
 from burnish.compiler.provenance import provenance_of
+from burnish.compiler.stand_ins import is_settled
 from burnish.compiler.to_export import state_of, to_exported_program
 
 __all__ = ["Lowered", "lower"]
@@ -86,7 +87,7 @@ def lower(program: Program, opset: int, standard: bool) -> Lowered:
         _clean(model)
         pads_into_convolutions(model.graph)
         keep_pads_before_pools(model.graph)
-        allow_no_rows(model.graph)
+        allow_no_rows(model.graph, _without_rows(model, program))
         if standard:
             name_squeezed_axes(model.graph)
             sort_the_largest(model.graph)
@@ -120,6 +121,13 @@ def _translate(program: Program, exported: ExportedProgram, opset: int, standard
     if found != opset:
         raise BackendError(f"the graph cannot be converted to opset {opset}: choose another one, {found} for example")
     return model
+
+
+def _without_rows(model: ir.Model, program: Program) -> list[ir.Value]:
+    """Return the inputs that may have no rows: values of a stage before, whose sizes depended on data."""
+    types = {str(node.target): node.meta["val"] for graph in program.graphs.values() for node in placeholders(graph)}
+    pairs = zip(model.graph.inputs, program.signature.input_names, strict=False)
+    return [value for value, name in pairs if is_settled(types[name], program.fake_mode.shape_env)]
 
 
 def _constants(exported: ExportedProgram) -> dict[str, torch.Tensor]:

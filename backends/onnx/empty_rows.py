@@ -9,7 +9,7 @@ Not handled: reductions over all dimensions; GroupNormalization, which fails wit
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import onnx_ir as ir
@@ -20,9 +20,14 @@ _REDUCTIONS = frozenset({"ArgMax", "ArgMin"})
 _SIZES = frozenset({"Shape", "Size"})
 
 
-def allow_no_rows(graph: ir.Graph) -> None:
-    """Put a Reshape behind every reduction of a tensor whose number of rows depends on the data."""
-    dependent = set[ir.Value]()
+def allow_no_rows(graph: ir.Graph, inputs: Iterable[ir.Value]) -> None:
+    """Put a Reshape behind every reduction of a tensor whose number of rows depends on the data.
+
+    Args:
+        graph: to change.
+        inputs: those of its inputs that may have no rows.
+    """
+    dependent = set(inputs)
     for node in list(graph):
         if node.op_type not in _SIZES and (node.op_type == "NonZero" or not dependent.isdisjoint(_given(node))):
             dependent.update(node.outputs)

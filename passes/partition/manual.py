@@ -118,15 +118,23 @@ def _placed(units: Units, inputs: Sequence[Sequence[int]], named: Sequence[Colle
         before, source = max(((placed[each], each) for each in read), default=(0, unit))
         # A node merged of several modules may stand with any of them.
         possible = [stage for stage in named[unit] if stage >= before]
-        if named[unit] and not possible:
+        if named[unit] and not possible and any(map(_is_layer, units.members[unit])):
             reader, value = (name_of(units.members[each][-1]) for each in (unit, source))
             wanted = max(named[unit])
             raise OptionError(
                 f"pass 'partition': 'cuts' is cyclic: {reader} in stage {wanted + 1} reads {value} of stage"
                 f" {before + 1}: put {value} into stage {wanted + 1}, or {reader} into stage {before + 1}"
             )
+        # What merely came from a module, as the merging of exits at the end, goes behind what it reads.
         placed.append(min(possible) if possible else before if read else earliest.get(unit, 0))
     return placed
+
+
+def _is_layer(node: fx.Node) -> bool:
+    """Tell whether a node is named after the module that it came from."""
+    provenance = provenance_of(node)
+    origins = provenance.origins if provenance is not None else ()
+    return any(origin.module and name_of(node).startswith(origin.module) for origin in origins)
 
 
 def _some(units: Units) -> str:

@@ -120,15 +120,16 @@ def test_quantized_stages_stay_integer() -> None:
 
 @pytest.mark.filterwarnings("ignore:the thresholds of exits are not calibrated")
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_stages_behind_an_exit(backend: str) -> None:
+@pytest.mark.parametrize("exits", [1, 2])
+def test_stages_behind_an_exit(backend: str, exits: int) -> None:
     """Rows that stay cross, as many as the data want, none too."""
     from tests.passes.test_exits import Pictures
 
     model, x = Pictures().eval(), torch.randn(8, 3, 12, 12, generator=torch.Generator().manual_seed(3))
     for threshold in (0.0, 0.22, 1.0):
-        exits = f"default,insert-exits{{exits=1,index=true,thresholds=[{threshold}]}}"
-        whole = burnish.compile(model, exits, inputs=(x,), backend=backend.replace("stages", "onnx"), progress=False)
-        passes = f'{exits},partition{{cuts="stages.0 | stages.1 | stages.2 + head"}}'
+        before = f"default,insert-exits{{exits={exits},index=true,thresholds=[{threshold}]}}"
+        whole = burnish.compile(model, before, inputs=(x,), backend=backend.replace("stages", "onnx"), progress=False)
+        passes = f'{before},partition{{cuts="stages.0 | stages.1 | stages.2 + head"}}'
         cut = burnish.compile(model, passes, inputs=(x,), backend=backend, progress=False)
         for count in (1, 2, 8):
             logits, index = whole(x[:count])
