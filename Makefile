@@ -32,6 +32,8 @@ bench: $(VENV)/ready
 	$(BIN)/python -m benchmarks.sparsity
 	$(BIN)/python -m benchmarks.pruning_accuracy
 	$(BIN)/python -m benchmarks.exits
+	$(BIN)/python -m benchmarks.precision
+	$(BIN)/python -m benchmarks.partition
 
 coverage: $(VENV)/ready
 	$(BIN)/python -m benchmarks.coverage
