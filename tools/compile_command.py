@@ -56,8 +56,14 @@ def compile_model(
     from burnish.tools.model_files import check_writable
     from burnish.tools.pass_context import read_calibration
 
-    check_writable(output)
-    _check_backend(backend, output)
+    is_folder = output is not None and not Path(output).suffix and _may_have_stages(model, passes or "")
+    if output is not None and is_folder:
+        from burnish.backends.stages.artifact import check_folder
+
+        check_folder(Path(output))
+    else:
+        check_writable(output)
+    _check_backend(backend, None if is_folder else output)
     found, examples = _model_and_inputs(model, inputs, seed)
     data = read_calibration(calibration)
     # The report has the warnings.
@@ -119,6 +125,13 @@ def _model_and_inputs(
             " or return (module, inputs)"
         )
     return found, examples
+
+
+def _may_have_stages(model: str, passes: str) -> bool:
+    """Tell whether a model may end up in stages, which are saved as a folder."""
+    from burnish.compiler.spec import parse_spec
+
+    return model.endswith(".burnish") or any(each.name == "partition" for each in parse_spec(passes))
 
 
 def _check_backend(text: str, output: str | None) -> None:

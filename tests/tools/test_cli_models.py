@@ -108,6 +108,24 @@ def test_compile_a_saved_program_to_onnx_with_json(burnish: Command, saved: Path
     assert output.stat().st_size > 0
 
 
+@pytest.mark.parametrize("backend", ["onnx", "torchscript", "stages"])
+def test_compile_into_stages(burnish: Command, tmp_path: Path, backend: str) -> None:
+    options = ["-p", "default,partition{stages=2}", "-b", backend, "-o", tmp_path / "stages"]
+    for _ in range(2):
+        result = burnish("compile", f"{NETS}:with_inputs", *options)
+        assert result.exit_code == 0, result.stderr
+    x = torch.randn(3, 3, 8, 8)
+    net = __import__(NETS).Net().eval()
+    assert torch.allclose(load(tmp_path / "stages")(x)["pooled"], net(x)["pooled"], atol=1e-5)
+    assert burnish("run", tmp_path / "stages", "--input", "f32[3,3,8,8]").exit_code == 0
+    result = burnish("compile", f"{NETS}:with_inputs", "-b", backend, "-o", tmp_path / "other")
+    assert result.exit_code == (2 if backend != "stages" else 1)
+    (tmp_path / "mine").mkdir()
+    options[-1] = tmp_path / "mine"
+    result = burnish("compile", f"{NETS}:with_inputs", *options)
+    assert result.exit_code == 2 and "no folder of a partitioned model: it is not replaced" in result.stderr
+
+
 def test_compile_an_exported_program(burnish: Command, tmp_path: Path) -> None:
     file = tmp_path / "relu.pt2"
     torch.export.save(torch.export.export(torch.nn.ReLU(), (torch.randn(2),)), file)
