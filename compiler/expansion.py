@@ -18,6 +18,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from burnish.compiler.fused import decomposition_of
+from burnish.compiler.stand_ins import settled, unsettled
 from burnish.compiler.typing_rules import on_types
 
 __all__ = ["expansion", "splice"]
@@ -47,21 +48,34 @@ def expansion(
         look_up = dict(zip(inputs, given, strict=True)).__getitem__
         return function(*fx.node.map_arg(node.args, look_up), **fx.node.map_arg(node.kwargs, look_up))
 
-    try:
+    def trace(values: list[Any]) -> fx.Graph | None:
+        try:
+            with on_types(fake_mode):
+                values = _each_its_own(values)
+                if table is None:
+                    traced = make_fx(run, pre_dispatch=True)(*values)
+                else:
+                    # A composite operator comes apart in the first trace only, and may write in place there.
+                    pure = torch.func.functionalize(make_fx(run)(*values), remove="mutations")
+                    traced = make_fx(pure, decomposition_table=dict(table))(*values)
+        except Exception:
+            # Whatever goes wrong in a lone trace: the caller has another way, or a reason of its own to give.
+            return None
+        traced.graph.eliminate_dead_code()
+        graph: fx.Graph = traced.graph
+        return graph
+
+    found = trace(values)
+    if found is None and fake_mode.shape_env is not None:
+        # Some want to know something of a size that only the data decide: one of the ordinary kind stands in for it.
         with on_types(fake_mode):
-            values = _each_its_own(values)
-            if table is None:
-                traced = make_fx(run, pre_dispatch=True)(*values)
-            else:
-                # A composite operator comes apart in the first trace only, and may write in place there.
-                pure = torch.func.functionalize(make_fx(run)(*values), remove="mutations")
-                traced = make_fx(pure, decomposition_table=dict(table))(*values)
-    except Exception:
-        # Whatever goes wrong in a lone trace: the caller has another way, or a reason of its own to give.
-        return None
-    traced.graph.eliminate_dead_code()
-    graph: fx.Graph = traced.graph
-    return graph
+            stand_ins = settled(values, fake_mode.shape_env)
+        found = trace(stand_ins) if stand_ins is not values else None
+        for node in found.nodes if found is not None else ():
+            if "val" in node.meta:
+                with on_types(fake_mode):
+                    node.meta["val"] = unsettled(node.meta["val"], fake_mode.shape_env)
+    return found
 
 
 def splice(node: fx.Node, body: fx.Graph) -> tuple[list[fx.Node], list[tuple[fx.Node, fx.Node]]]:

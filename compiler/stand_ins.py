@@ -20,7 +20,7 @@ from torch.utils import _pytree as pytree
 from burnish.compiler.expressions import is_unbacked
 from burnish.compiler.sizes import expression
 
-__all__ = ["is_settled", "settled", "type_of"]
+__all__ = ["is_settled", "settled", "type_of", "unsettled"]
 
 _HINT = 11
 _known: WeakKeyDictionary[ShapeEnv, dict[sympy.Symbol, sympy.Symbol]] = WeakKeyDictionary()
@@ -43,6 +43,12 @@ def settled(value: Any, environment: ShapeEnv | None) -> Any:
     if environment is None or not any(map(is_unbacked, _symbols(value))):
         return value
     return _substituted(value, _stand_ins(value, environment), environment)
+
+
+def unsettled(value: Any, environment: ShapeEnv) -> Any:
+    """Return a type with the sizes that depend on data in place of what stood in for them."""
+    known = _known.get(environment, {})
+    return _substituted(value, {new: old for old, new in known.items()}, environment)
 
 
 def is_settled(value: Any, environment: ShapeEnv | None) -> bool:

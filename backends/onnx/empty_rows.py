@@ -4,11 +4,14 @@ It gives a reduction of a tensor without elements the shape of what was reduced:
 sample, [0, 5], is [0, 5] too and not [0]. Only sizes that depend on data become 0: those of what `NonZero` finds, and
 of everything that is computed from that.
 
-Not handled: reductions over all dimensions; GroupNormalization, which fails without rows; branches of a conditional.
+A group norm is written out, where its sizes are known: ONNX Runtime's own fails without rows.
+
+Not handled: reductions over all dimensions; branches of a conditional.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 
 import numpy as np
@@ -17,6 +20,7 @@ import onnx_ir as ir
 __all__ = ["allow_no_rows"]
 
 _REDUCTIONS = frozenset({"ArgMax", "ArgMin"})
+_EPSILON = 1e-5
 _SIZES = frozenset({"Shape", "Size"})
 
 
@@ -30,9 +34,41 @@ def allow_no_rows(graph: ir.Graph, inputs: Iterable[ir.Value]) -> None:
     dependent = set(inputs)
     for node in list(graph):
         if node.op_type not in _SIZES and (node.op_type == "NonZero" or not dependent.isdisjoint(_given(node))):
+            if node.op_type == "GroupNormalization":
+                dependent.add(_normalized(graph, node))
+                continue
             dependent.update(node.outputs)
             if node.op_type in _REDUCTIONS or node.op_type.startswith("Reduce"):
                 dependent.add(_reshaped(graph, node))
+
+
+def _normalized(graph: ir.Graph, node: ir.Node) -> ir.Value:
+    """Return what stands for a group norm, which reshapes rows by a -1 that could be any where there are none."""
+    source, scale, bias = node.inputs
+    result = node.outputs[0]
+    sizes = list(source.shape)[1:] if source is not None and source.shape is not None else []
+    known = [size for size in sizes if isinstance(size, int)]
+    if source is None or scale is None or bias is None or not known or len(known) < len(sizes):
+        return result
+    channels, *positions = known
+    groups = node.attributes.get_int("num_groups")
+    inner = channels // groups * math.prod(positions)
+    ones = ir.node("Constant", [], {"value": ir.tensor(np.ones(inner, source.dtype.numpy() if source.dtype else None))})
+    graph.insert_before(graph[0], ones)
+    rows = ir.node("Reshape", [source, _numbers(graph, [-1, groups, inner])])
+    normal = ir.node(
+        "LayerNormalization",
+        [rows.outputs[0], ones.outputs[0]],
+        {"axis": -1, "epsilon": node.attributes.get_float("epsilon", _EPSILON)},
+    )
+    back = ir.node("Reshape", [normal.outputs[0], _numbers(graph, [-1, channels, *positions])])
+    column = _numbers(graph, [channels, *(1 for _ in positions)])
+    factor, term = (ir.node("Reshape", [each, column]) for each in (scale, bias))
+    scaled = ir.node("Mul", [back.outputs[0], factor.outputs[0]])
+    total = ir.node("Add", [scaled.outputs[0], term.outputs[0]])
+    found = _inserted(graph, node, result, [rows, normal, back, factor, term, scaled, total])
+    graph.remove(node, safe=True)
+    return found
 
 
 def _given(node: ir.Node) -> list[ir.Value]:

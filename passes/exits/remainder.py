@@ -22,6 +22,7 @@ from burnish.passes.canonical.types import shape_of
 
 __all__ = ["Remainder"]
 
+_NOT_WITHOUT_ROWS = frozenset({"aten.instance_norm"})
 _VIEWS = frozenset({"aten.view", "aten.reshape"})
 _FREE = frozenset({"aten.expand", "aten.unsqueeze", "aten.view", "aten.reshape", "aten.unflatten.int", "aten.alias"})
 
@@ -59,6 +60,11 @@ class Remainder:
             def read(each: fx.Node) -> fx.Node:
                 return each if each in inside else self._value(each)
 
+            if operator_name(node.target) in _NOT_WITHOUT_ROWS:
+                raise OptionError(
+                    f"pass 'insert-exits': no exit can stand before {name_of(node)}: PyTorch has no"
+                    f" {operator_name(node.target)} of no samples; a group norm, a group for each channel, is the same"
+                )
             args, kwargs = fx.node.map_arg(node.args, read), fx.node.map_arg(node.kwargs, read)
             try:
                 self.rewriter.set_arguments(node, self._sized(node, args), kwargs)

@@ -292,6 +292,41 @@ def test_modules_with_numbers_for_names(mode: str) -> None:
     assert Program.parse(left.print(), left.constants).print() == left.print()
 
 
+class _Normed(nn.Module):
+    """Two convolutions, a norm behind each."""
+
+    def __init__(self, norm: Any) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.second = nn.Conv2d(3, 8, 3, 2), nn.Conv2d(8, 8, 3, 2)
+        self.norm1, self.norm2, self.head = norm(8), norm(8), nn.Linear(8, 5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.norm1(self.first(x)).relu()
+        return self.head(self.norm2(self.second(x)).relu().mean((2, 3)))
+
+
+@pytest.mark.parametrize("backend", ["onnx", "torchscript"])
+@pytest.mark.parametrize("before", ["default", "canonicalize"])
+@pytest.mark.parametrize("norm", [lambda c: nn.GroupNorm(2, c), lambda c: nn.GroupNorm(1, c), nn.BatchNorm2d])
+def test_norms_of_no_samples(norm: Any, before: str, backend: str) -> None:
+    for threshold in (0, 1):
+        left = f"{before},insert-exits{{exits=1,thresholds=[{threshold}]}}"
+        compiled = burnish.compile(
+            _Normed(norm).eval(), left, inputs=(_PICTURES,), backend=backend, progress=False
+        )  # fmt: skip
+        for count in (1, 8):
+            torch.testing.assert_close(
+                compiled(_PICTURES[:count]), compiled.program(_PICTURES[:count]), rtol=1e-4, atol=1e-5
+            )
+
+
+def test_an_instance_norm_is_not_of_no_samples() -> None:
+    program = burnish.capture(_Normed(lambda c: nn.InstanceNorm2d(c, affine=True)).eval(), (_PICTURES,))
+    with pytest.raises(PassError, match=r"PyTorch has no aten\.instance_norm of no samples; a group norm"):
+        Pipeline.parse("canonicalize,insert-exits").run(program)
+
+
 def test_exits_are_inserted_once() -> None:
     with pytest.raises(PassError, match="the program has exits: give all of them to one insert-exits"):
         Pipeline.parse("insert-exits").run(_with(_pictures(), "exits=1"))
