@@ -25,9 +25,10 @@ from burnish.compiler.context import Context
 from burnish.compiler.data import calibration_inputs
 from burnish.compiler.errors import InputError, OptionError
 from burnish.compiler.facts import Fact
-from burnish.compiler.graphs import name_of, placeholders
+from burnish.compiler.graphs import name_of, output_of, placeholders
 from burnish.compiler.interpreter import Observer, run_graph
 from burnish.compiler.numerics import Lossy, Numerics
+from burnish.compiler.operators import is_mutating
 from burnish.compiler.pass_base import Pass
 from burnish.compiler.program import Program
 from burnish.compiler.progress import working
@@ -172,12 +173,24 @@ def _cosines(before: torch.Tensor, after: torch.Tensor) -> torch.Tensor:
 
 def _chosen(blocks: list[Block], importance: list[float], most: int) -> tuple[list[int], int]:
     """Return the numbers of the blocks to remove, the least important first, and how many go, nested ones included."""
-    ends = {block.sum: index for index, block in enumerate(blocks)}
     gone: set[int] = set()
-    chosen = []
+    chosen: list[int] = []
     for index in sorted(range(len(blocks)), key=importance.__getitem__):
-        going = {index, *(ends[node] for node in blocks[index].inside if node in ends)} - gone
-        if index in going and len(gone) + len(going) <= most:
-            gone |= going
+        if index in gone or len(gone) >= most:
+            continue
+        going = gone | _going(blocks, [*chosen, index], blocks[index].sum.graph)
+        if len(going) <= most:
+            gone = going
             chosen.append(index)
     return chosen, len(gone)
+
+
+def _going(blocks: list[Block], chosen: list[int], graph: fx.Graph) -> set[int]:
+    """Return the numbers of the blocks of a graph that nothing reads any more, and of those chosen."""
+    sources = {blocks[index].sum: blocks[index].source for index in chosen}
+    live = {output_of(graph)}
+    for node in reversed(graph.nodes):
+        if node in live or (node.op == "call_function" and is_mutating(node.target)):
+            live.update([sources[node]] if node in sources else node.all_input_nodes)
+    inside = {index for index, block in enumerate(blocks) if block.sum.graph is graph and block.sum not in live}
+    return inside | {index for index in chosen if blocks[index].sum.graph is graph}
