@@ -12,9 +12,9 @@ demo: $(VENV)/ready
 test: $(VENV)/ready lint
 	$(BIN)/python -m pytest
 
-# Under two minutes: all but the backends, the command, and what is marked slow.
+# Under two minutes: the compiler, and the golden cases of every pass, but for what is marked slow.
 quick: $(VENV)/ready
-	$(BIN)/python -m pytest -m "not slow" --ignore tests/backends --ignore tests/tools
+	$(BIN)/python -m pytest -m "not slow" tests/compiler tests/golden tests/test_public_api.py tests/test_docs.py
 
 lint: $(VENV)/ready
 	$(BIN)/ruff check .
