@@ -71,23 +71,17 @@ def best_chain(
     best[0, 0] = 0.0
     choice = np.zeros((stages + 1, count), np.int64)
     kinds = np.array(problem.devices)
-    bounded = not all(np.isinf(problem.memory[kind]) for kind in problem.devices)
+    limits = np.array([[problem.memory[kind]] for kind in problem.devices])
     for end in range(1, count):
         smaller = int(np.searchsorted(sizes, sizes[end]))
         inside = np.flatnonzero(((words[:, :smaller] & ~words[:, end, np.newaxis]) == 0).all(axis=0))
         seconds = cost[kinds][:, [end]] - cost[kinds][:, inside] + send[end]
         total = objective(best[:-1, inside], seconds)
-        if not bounded:
-            start = total.argmin(axis=1)
-            best[1:, end], choice[1:, end] = total[np.arange(stages), start], inside[start]
-            continue
-        for stage, kind in enumerate(problem.devices):
-            for start in np.argsort(total[stage], kind="stable"):
-                if np.isinf(total[stage, start]):
-                    break
-                if problem.memory_of(_units(known[end] & ~known[inside[start]])) <= problem.memory[kind]:
-                    best[stage + 1, end], choice[stage + 1, end] = total[stage, start], inside[start]
-                    break
+        if problem.is_bounded:
+            used = np.array([problem.memory_of(_units(known[end] & ~known[start])) for start in inside])
+            total = np.where(used <= limits, total, np.inf)
+        start = total.argmin(axis=1)
+        best[1:, end], choice[1:, end] = total[np.arange(stages), start], inside[start]
     if np.isinf(best[stages, -1]):
         return None
     ends = [count - 1]

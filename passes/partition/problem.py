@@ -115,6 +115,11 @@ class Problem:
         """How many units there are."""
         return int(self.times.shape[1])
 
+    @property
+    def is_bounded(self) -> bool:
+        """Whether a device's memory may be too small."""
+        return any(np.isfinite(self.memory[kind]) for kind in self.devices)
+
     @cached_property
     def inputs(self) -> list[list[int]]:
         """The units that every unit depends on directly."""
