@@ -157,8 +157,8 @@ def test_a_chain_of_any_length_takes_seconds(units: int, memory: float) -> None:
     """All prefixes of a chain are ideals: what compares them has to know when there are too many."""
     values = tuple(Value(unit, (unit + 1,), 1.0) for unit in range(units))
     ones = np.ones(units)
-    problem = Problem(ones[np.newaxis], memory / units * ones / 10 if np.isfinite(memory) else ones, values, (), (0,) * 8,
-                      (memory,), 1e9, 0.0)  # fmt: skip
+    weights = memory / units * ones / 10 if np.isfinite(memory) else ones
+    problem = Problem(ones[np.newaxis], weights, values, (), (0,) * 8, (memory,), 1e9, 0.0)
     start = time.process_time()
     found = search(problem, "throughput")
     assert found is not None and found.value == pytest.approx(-(-units // 8), rel=1e-6)
