@@ -173,24 +173,55 @@ def _cosines(before: torch.Tensor, after: torch.Tensor) -> torch.Tensor:
 
 def _chosen(blocks: list[Block], importance: list[float], most: int) -> tuple[list[int], int]:
     """Return the numbers of the blocks to remove, the least important first, and how many go, nested ones included."""
-    gone: set[int] = set()
-    chosen: list[int] = []
-    for index in sorted(range(len(blocks)), key=importance.__getitem__):
-        if index in gone or len(gone) >= most:
-            continue
-        going = gone | _going(blocks, [*chosen, index], blocks[index].sum.graph)
-        if len(going) <= most:
-            gone = going
-            chosen.append(index)
-    return chosen, len(gone)
+    removal = _Removal(blocks)
+    order = sorted(range(len(blocks)), key=importance.__getitem__)
+    return [index for index in order if removal.remove(index, most)], len(removal.gone)
 
 
-def _going(blocks: list[Block], chosen: list[int], graph: fx.Graph) -> set[int]:
-    """Return the numbers of the blocks of a graph that nothing reads any more, and of those chosen."""
-    sources = {blocks[index].sum: blocks[index].source for index in chosen}
-    live = {output_of(graph)}
-    for node in reversed(graph.nodes):
-        if node in live or (node.op == "call_function" and is_mutating(node.target)):
-            live.update([sources[node]] if node in sources else node.all_input_nodes)
-    inside = {index for index, block in enumerate(blocks) if block.sum.graph is graph and block.sum not in live}
-    return inside | {index for index in chosen if blocks[index].sum.graph is graph}
+class _Removal:
+    """What dies with the blocks removed so far; counts readers, so that a block costs what stands in it.
+
+    Attributes:
+        gone: numbers of the blocks that are removed, or that nothing reads any more.
+    """
+
+    def __init__(self, blocks: list[Block]) -> None:
+        self.blocks = blocks
+        self.number = {block.sum: index for index, block in enumerate(blocks)}
+        self.readers = Counter[fx.Node]()
+        live = set[fx.Node]()
+        for graph in dict.fromkeys(block.sum.graph for block in blocks):
+            live.add(output_of(graph))
+            for node in reversed(graph.nodes):
+                if node in live or _acts(node):
+                    self.readers.update(node.all_input_nodes)
+                    live.update(node.all_input_nodes)
+        self.gone = {index for index, block in enumerate(blocks) if block.sum not in live}
+
+    def remove(self, index: int, most: int) -> bool:
+        """Remove a block, unless it is gone or more than `most` would be; tells whether it is removed now."""
+        if index in self.gone:
+            return False
+        going, dropped = {index}, list[fx.Node]()
+        # Whoever reads the sum reads the source in its place.
+        waiting = [each for each in self.blocks[index].sum.all_input_nodes if each is not self.blocks[index].source]
+        while waiting:
+            node = waiting.pop()
+            dropped.append(node)
+            self.readers[node] -= 1
+            if self.readers[node] or _acts(node):
+                continue
+            number = self.number.get(node)
+            waiting += node.all_input_nodes if number not in self.gone else [self.blocks[number].source]
+            if number is not None:
+                going.add(number)
+        if len(self.gone | going) > most:
+            self.readers.update(dropped)
+            return False
+        self.gone |= going
+        return True
+
+
+def _acts(node: fx.Node) -> bool:
+    """Tell whether a node does something though nothing reads it."""
+    return node.op == "call_function" and is_mutating(node.target)
