@@ -128,6 +128,16 @@ class Program:
         yield from self.graphs.items()
         yield from self.branches.items()
 
+    def called_branches(self, graph: fx.Graph) -> list[str]:
+        """Return the names of the branches that a graph calls, those that branches call among them."""
+        found, waiting = dict[str, None](), [graph]
+        while waiting:
+            names = [str(node.target) for node in waiting.pop().find_nodes(op="get_attr")]
+            new = [name for name in names if name in self.branches and name not in found]
+            found |= dict.fromkeys(new)
+            waiting += [self.branches[name] for name in dict.fromkeys(new)]
+        return list(found)
+
     def node_count(self) -> int:
         """Return the number of operator nodes."""
         return sum(sum(1 for _ in graph_functions.calls(graph)) for _, graph in self.all_graphs())

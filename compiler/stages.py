@@ -62,7 +62,7 @@ def stage_programs(program: Program) -> dict[str, Program]:
             conditions=(),
             notes=(),
         )
-        stage.branches = {each: program.branches[each] for each in _branches(program, graph)}
+        stage.branches = {each: program.branches[each] for each in program.called_branches(graph)}
         stage.constants = stage.used_constants()
         _settle(stage)
         found[name] = stage
@@ -73,11 +73,6 @@ def stage_programs(program: Program) -> dict[str, Program]:
 
 def _tuple(names: Sequence[str]) -> Container:
     return Container("tuple", (), tuple(Leaf(name) for name in names))
-
-
-def _branches(program: Program, graph: fx.Graph) -> list[str]:
-    found = [str(node.target) for node in graph.find_nodes(op="get_attr") if node.target in program.branches]
-    return [*found, *(inner for each in found for inner in _branches(program, program.branches[each]))]
 
 
 def _settle(stage: Program) -> None:
@@ -184,6 +179,9 @@ class _Stage:
         self.graph = fx.Graph()
         self.inputs: list[fx.Node] = []
         self.done: dict[fx.Node, fx.Node] = {}
+        self.last: fx.Node | None = None
+        # The first dimension of an input that is of a size.
+        self.sizes: dict[Any, tuple[fx.Node, int]] = {}
         for node in inputs:
             self._input(node)
 
@@ -217,10 +215,12 @@ class _Stage:
 
     def _input(self, node: fx.Node) -> fx.Node:
         if node not in self.done:
-            first = next((each for each in self.graph.nodes if each.op != "placeholder"), self.graph._root)
-            with self.graph.inserting_before(first):
-                new = self.graph.placeholder(self.splitter.name(node))
-            new.meta = {"val": node.meta["val"], "name": name_of(node)}
+            with self.graph.inserting_after(self.last):
+                new = self.last = self.graph.placeholder(self.splitter.name(node))
+            value = node.meta["val"]
+            new.meta = {"val": value, "name": name_of(node)}
+            for dim, size in enumerate(value.shape if isinstance(value, torch.Tensor) else ()):
+                self.sizes.setdefault(expression(size), (new, dim))
             provenance = provenance_of(node)
             set_provenance(new, provenance if provenance is not None else merged([node], "partition:edge"))
             self.inputs.append(node)
@@ -231,15 +231,12 @@ class _Stage:
         """Return the size that a node asks for, of a value that the stage has; None where it has to be asked itself."""
         if not _is_size(node) or node in self.splitter.stage_of or node.all_input_nodes[0] in self.done:
             return None
-        wanted = expression(node.meta["val"])
-        for each in self.inputs:
-            value = each.meta["val"]
-            for dim, size in enumerate(value.shape if isinstance(value, torch.Tensor) else ()):
-                if expression(size) == wanted:
-                    new = self.graph.call_function(node.target, (self.done[each], dim))  # type: ignore[arg-type]
-                    new.meta = dict(node.meta)
-                    return new
-        return None
+        found = self.sizes.get(expression(node.meta["val"]))
+        if found is None:
+            return None
+        new = self.graph.call_function(node.target, found)  # type: ignore[arg-type]
+        new.meta = dict(node.meta)
+        return new
 
 
 def _is_size(node: fx.Node) -> bool:

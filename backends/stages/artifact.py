@@ -65,16 +65,15 @@ class StagedArtifact:
         """
         values = self.binding.bind(args, kwargs)
         for index in range(len(self.parts)):
-            values.update(self.run_stage(index, values))
-            kept = self.stages.kept(index)
-            values = {name: value for name, value in values.items() if name in kept}
+            values = self.run_stage(index, values)
         return self.binding.result(values)
 
     def run_stage(self, index: int, values: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the outputs of a stage by name, of values by name."""
-        stage = self.stages.stages[index]
+        """Run a stage on values by name; return those that are read behind it, its own outputs among them."""
+        stage, last = self.stages.stages[index], self.stages.last_readers
         results = self.parts[index](*(values[name] for name in stage.inputs))
-        return dict(zip(stage.outputs, results, strict=True))
+        known = {**values, **dict(zip(stage.outputs, results, strict=True))}
+        return {name: value for name, value in known.items() if last.get(name, -1) > index}
 
     def pipelined(self, *args: Any, micro_batches: int, **kwargs: Any) -> Any:
         """Run on parts of the batch, stages at the same time, each in a thread; returns what a call returns.
@@ -135,7 +134,7 @@ class StagedArtifact:
         rows: list[ProfileRow] = []
         for index, part in enumerate(self.parts):
             rows += part.profile(tuple(values[name] for name in self.stages.stages[index].inputs))
-            values.update(self.run_stage(index, values))
+            values = self.run_stage(index, values)
         return Profile(rows)
 
     def notes(self) -> list[str]:

@@ -17,10 +17,11 @@ _WAITING = 2
 def run_pipelined(
     run_stage: Callable[[int, Mapping[str, Any]], Values], stages: int, batches: Sequence[Values]
 ) -> list[Values]:
-    """Return all values by name of every micro-batch.
+    """Return what the last stage leaves of every micro-batch.
 
     Args:
-        run_stage: runs a stage, by number, on values by name; it lets go of Python's lock while it computes.
+        run_stage: runs a stage, by number, on values by name, and returns those for the next; it lets go of Python's
+            lock while it computes.
         stages: how many.
         batches: inputs by name.
 
@@ -36,7 +37,7 @@ def run_pipelined(
             # After a failure batches are only let through, so that nobody waits for ever.
             if not failures:
                 try:
-                    values = {**values, **run_stage(index, values)}
+                    values = run_stage(index, values)
                 except BaseException as error:
                     failures.append(error)
             edges[index + 1].put(values)

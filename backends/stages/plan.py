@@ -6,8 +6,9 @@ Written as `manifest.json` into the folder of a partitioned model, beside a file
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +47,7 @@ class Stage:
     outputs: tuple[str, ...]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Stages:
     """All stages of a model, in order.
 
@@ -95,10 +96,11 @@ class Stages:
             Binding.of(program), stages, batched, tied, tuple(name for name, each in values.items() if _depends(each))
         )
 
-    def kept(self, index: int) -> frozenset[str]:
-        """Return the names that are still read behind a stage: by later ones, or as outputs."""
-        later = {name for stage in self.stages[index + 1 :] for name in stage.inputs}
-        return frozenset(later | set(self.outputs))
+    @cached_property
+    def last_readers(self) -> Mapping[str, int]:
+        """The number of the last stage that reads a value, by name; that of outputs is the number of stages."""
+        found = {name: index for index, stage in enumerate(self.stages) for name in stage.inputs}
+        return found | dict.fromkeys(self.outputs, len(self.stages))
 
     @property
     def outputs(self) -> tuple[str, ...]:
@@ -113,8 +115,7 @@ class Stages:
         if index == len(self.stages) - 1:
             return self.outputs
         made = [*self.binding.types, *(name for stage in self.stages[: index + 1] for name in stage.outputs)]
-        kept = self.kept(index)
-        return tuple(name for name in dict.fromkeys(made) if name in kept)
+        return tuple(name for name in dict.fromkeys(made) if self.last_readers.get(name, -1) > index)
 
     def write(self, folder: Path) -> None:
         """Write the manifest."""

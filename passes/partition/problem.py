@@ -166,7 +166,3 @@ class Problem:
             tuple(self.memory_of(stage) for stage in stages),
             tuple(crossing),
         )
-
-    def fits(self, plan: Plan) -> bool:
-        """Tell whether every stage's memory is there."""
-        return all(used <= self.memory[kind] for used, kind in zip(plan.memory, self.devices, strict=True))

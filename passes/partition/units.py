@@ -40,14 +40,12 @@ class Units:
     Attributes:
         members: the operators of every unit, in canonical order.
         values: what units read of each other, in order of their nodes.
-        nodes: the node of every value.
         weights: constants that units read, in order of their names.
         costs: what every operator costs at the sizes of the samples.
     """
 
     members: tuple[tuple[fx.Node, ...], ...]
     values: tuple[Value, ...]
-    nodes: tuple[fx.Node, ...]
     weights: tuple[Weight, ...]
     costs: Mapping[fx.Node, NodeCost]
 
@@ -78,27 +76,27 @@ def units_of(program: Program, tied: bool = False) -> Units:
     same = {node for node, source in views.items() if bytes_of[node] == bytes_of[source]}
     updated = program.mutable_constants()
     copied = _copied(order, costs, same, updated)
-    whole = _whole(program, [node for node in order if node not in copied], copied, views, tied)
+    reads = _reads((*order, output_of(graph)), copied)
+    whole = _whole(program, [node for node in order if node not in copied], reads, views, tied)
     position = {node: index for index, node in enumerate(order)}
-    unit_of, members = _numbered(whole, copied, position)
-    values, nodes = _values(graph, unit_of, len(members), copied, bytes_of)
-    weights = _weights(program, unit_of, copied)
-    return Units(tuple(map(tuple, members)), values, nodes, weights, costs)
+    unit_of, members = _numbered(whole, position)
+    values = _values(graph, unit_of, len(members), reads, bytes_of)
+    return Units(tuple(map(tuple, members)), values, _weights(program, unit_of, reads), costs)
 
 
-def read_by(node: fx.Node, copied: Set[fx.Node]) -> Iterable[fx.Node]:
-    """Yield what a node reads: of what is copied, what that reads."""
-    seen, waiting = set[fx.Node](), list(node.all_input_nodes)
-    while waiting:
-        each = waiting.pop()
-        if each in seen:
-            continue
-        seen.add(each)
-        # A size is asked of any value that has it.
-        if each in copied and operator_name(each.target) != "aten.sym_size.int":
-            waiting += each.all_input_nodes
-        elif each not in copied:
-            yield each
+def _reads(order: Iterable[fx.Node], copied: Set[fx.Node]) -> dict[fx.Node, Mapping[fx.Node, None]]:
+    """Return what every operator reads, in a topological order of them: of what is copied, what that reads."""
+    found: dict[fx.Node, Mapping[fx.Node, None]] = {}
+    for node in order:
+        reads: dict[fx.Node, None] = {}
+        for each in node.all_input_nodes:
+            if each not in copied:
+                reads[each] = None
+            # A size is asked of any value that has it.
+            elif operator_name(each.target) != "aten.sym_size.int":
+                reads.update(found[each])
+        found[node] = reads
+    return found
 
 
 def _viewed(node: fx.Node) -> fx.Node | None:
@@ -135,7 +133,7 @@ def _copied(
 def _whole(
     program: Program,
     order: list[fx.Node],
-    copied: Set[fx.Node],
+    reads: Mapping[fx.Node, Mapping[fx.Node, None]],
     views: Mapping[fx.Node, fx.Node],
     tied: bool,
 ) -> networkx.DiGraph:
@@ -145,7 +143,7 @@ def _whole(
     updated = program.mutable_constants()
     readers: dict[str, list[fx.Node]] = {}
     for node in order:
-        read = list(read_by(node, copied))
+        read = list(reads[node])
         made = [each for each in read if each.op == "call_function"]
         edges.add_edges_from((each, node) for each in made)
         several = [each for each in made if not isinstance(each.meta.get("val"), torch.Tensor)]
@@ -177,7 +175,7 @@ def _is_ranged(node: fx.Node) -> bool:
 
 
 def _numbered(
-    whole: networkx.DiGraph, copied: Set[fx.Node], position: Mapping[fx.Node, int]
+    whole: networkx.DiGraph, position: Mapping[fx.Node, int]
 ) -> tuple[dict[fx.Node, int], list[list[fx.Node]]]:
     """Return the unit of every operator, and the operators of every unit, in a topological order."""
     condensed = networkx.condensation(whole)
@@ -191,31 +189,31 @@ def _values(
     graph: fx.Graph,
     unit_of: Mapping[fx.Node, int],
     units: int,
-    copied: Set[fx.Node],
+    reads: Mapping[fx.Node, Mapping[fx.Node, None]],
     bytes_of: Mapping[fx.Node, int],
-) -> tuple[tuple[Value, ...], tuple[fx.Node, ...]]:
+) -> tuple[Value, ...]:
     readers: dict[fx.Node, set[int]] = {}
-    for node in (*calls(graph), output_of(graph)):
-        if node in copied:
-            continue
-        for each in read_by(node, copied):
+    for node in (*unit_of, output_of(graph)):
+        for each in reads[node]:
             if each.op != "get_attr":
                 readers.setdefault(each, set()).add(unit_of.get(node, units))
-    values, nodes = [], []
+    values = []
     for node in (*placeholders(graph), *calls(graph)):
         source = unit_of.get(node, -1)
         others = readers.get(node, set()) - {source}
         if others:
             values.append(Value(source, tuple(sorted(others)), bytes_of[node]))
-            nodes.append(node)
-    return tuple(values), tuple(nodes)
+    return tuple(values)
 
 
-def _weights(program: Program, unit_of: Mapping[fx.Node, int], copied: Set[fx.Node]) -> tuple[Weight, ...]:
+def _weights(
+    program: Program, unit_of: Mapping[fx.Node, int], reads: Mapping[fx.Node, Mapping[fx.Node, None]]
+) -> tuple[Weight, ...]:
     readers: dict[str, set[int]] = {}
     for node, unit in unit_of.items():
-        for name in _constants(program, read_by(node, copied)):
-            readers.setdefault(name, set()).add(unit)
+        for each in reads[node]:
+            for name in _constants(program, each):
+                readers.setdefault(name, set()).add(unit)
     constants = program.constants
     return tuple(
         Weight(tuple(sorted(units)), constants[name].numel() * constants[name].element_size())
@@ -223,10 +221,14 @@ def _weights(program: Program, unit_of: Mapping[fx.Node, int], copied: Set[fx.No
     )
 
 
-def _constants(program: Program, nodes: Iterable[fx.Node]) -> Iterable[str]:
-    """Yield the constants among nodes, and in branches among them."""
-    for node in nodes:
-        if node.op == "get_attr" and node.target in program.branches:
-            yield from _constants(program, program.branches[str(node.target)].find_nodes(op="get_attr"))
-        elif node.op == "get_attr":
-            yield str(node.target)
+def _constants(program: Program, node: fx.Node) -> list[str]:
+    """Return the constant that a node is, or those of the branch that it is."""
+    if node.op != "get_attr":
+        return []
+    name = str(node.target)
+    if name not in program.branches:
+        return [name]
+    graph = program.branches[name]
+    graphs = [graph, *(program.branches[each] for each in program.called_branches(graph))]
+    names = [str(each.target) for inner in graphs for each in inner.find_nodes(op="get_attr")]
+    return [each for each in names if each in program.constants]
