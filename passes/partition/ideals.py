@@ -4,7 +4,7 @@ What stands before a cut is an ideal of the graph: with a unit all that it depen
 chain of ideals, each a proper part of the next. Networks are narrow, so that there are often few: as many as places in
 a chain, times what branches offer side by side.
 
-Not handled: more ideals than a limit; see `search`.
+Not handled: more ideals than can be compared in seconds; see `search`.
 """
 
 from __future__ import annotations
@@ -20,11 +20,19 @@ from burnish.passes.partition.problem import Array, Problem
 __all__ = ["best_chain", "ideals"]
 
 Bits = npt.NDArray[np.uint64]
+Members = npt.NDArray[np.bool_]
 _WORD = 64
+# Numbers that are looked at for all pairs of ideals.
+_MOST = 1 << 32
 
 
-def ideals(problem: Problem, most: int) -> list[int] | None:
-    """Return all ideals as sets of bits, the smaller ones first; None where there are more than `most`."""
+def ideals(problem: Problem) -> list[int] | None:
+    """Return all ideals as sets of bits, the smaller ones first; None where there are too many to compare."""
+    words = -(-problem.units // _WORD)
+    numbers = 4 * max(len(problem.devices), words)
+    if problem.is_bounded:
+        numbers += problem.units + words * len(problem.weights)
+    most = int((_MOST / numbers) ** 0.5)
     if problem.units > most:
         return None
     needs = [sum(1 << each for each in inputs) for inputs in problem.inputs]
@@ -65,7 +73,9 @@ def best_chain(
     """
     count, stages = len(known), len(problem.devices)
     words = _words(known, problem.units)
-    cost, send = _costs(problem, words)
+    has = _members(words, problem.units)
+    cost, send = _costs(problem, has)
+    masks = _words([sum(1 << each for each in weight.readers) for weight in problem.weights], problem.units)
     sizes = np.array([each.bit_count() for each in known])
     best = np.full((stages + 1, count), np.inf)
     best[0, 0] = 0.0
@@ -78,7 +88,11 @@ def best_chain(
         seconds = cost[kinds][:, [end]] - cost[kinds][:, inside] + send[end]
         total = objective(best[:-1, inside], seconds)
         if problem.is_bounded:
-            used = np.array([problem.memory_of(_units(known[end] & ~known[start])) for start in inside])
+            units = np.flatnonzero(has[:, end])
+            used = np.where(has[np.ix_(units, inside)], 0.0, problem.working[units, np.newaxis]).max(axis=0)
+            part = words[:, [end]] & ~words[:, inside]
+            for weight, mask in zip(problem.weights, masks.T, strict=True):
+                used += weight.bytes * ((part & mask[:, np.newaxis]) != 0).any(axis=0)
             total = np.where(used <= limits, total, np.inf)
         start = total.argmin(axis=1)
         best[1:, end], choice[1:, end] = total[np.arange(stages), start], inside[start]
@@ -91,11 +105,15 @@ def best_chain(
     return [_units(known[end] & ~known[start]) for start, end in pairwise(ends)]
 
 
-def _costs(problem: Problem, words: Bits) -> tuple[Array, Array]:
+def _members(words: Bits, units: int) -> Members:
+    """Return whether a unit is in an ideal, [units, ideals]."""
+    bits = [words[unit // _WORD] >> np.uint64(unit % _WORD) & np.uint64(1) for unit in range(units)]
+    return np.stack(bits).astype(bool)
+
+
+def _costs(problem: Problem, has: Members) -> tuple[Array, Array]:
     """Return the seconds of all units in an ideal, [kinds, ideals], and of sending what crosses behind it, [ideals]."""
-    inside = np.stack([words[unit // _WORD] >> np.uint64(unit % _WORD) & np.uint64(1) for unit in range(problem.units)])
-    has = inside.astype(bool)
-    crossing = np.zeros(words.shape[1])
+    crossing = np.zeros(has.shape[1])
     for value in problem.values:
         made = has[value.source] if value.source >= 0 else np.ones_like(has[0])
         waits = np.zeros_like(made)
@@ -104,7 +122,7 @@ def _costs(problem: Problem, words: Bits) -> tuple[Array, Array]:
         crossing += value.bytes * (made & waits)
     crossing[-1] = 0.0
     send = np.where(crossing > 0, problem.latency + crossing / problem.bandwidth, 0.0)
-    return problem.times @ inside.astype(float), send
+    return problem.times @ has.astype(float), send
 
 
 def _words(known: list[int], units: int) -> Bits:

@@ -23,9 +23,6 @@ from burnish.passes.partition.problem import Array, Plan, Problem
 __all__ = ["Found", "Objective", "lower_bound", "search"]
 
 Objective = Literal["throughput", "latency", "memory"]
-# Pairs of ideals, for every stage, and for every word of 64 units; and pairs whose memory has to be known.
-_PAIRS, _BOUNDED = 1 << 30, 1 << 18
-_WORD = 64
 # Units of all orders that are tried, and the orders at the most.
 _TRIED, _TRIES = 200_000, 40
 
@@ -56,7 +53,7 @@ def search(problem: Problem, objective: Objective, seed: int = 0) -> Found | Non
     """Return the best plan found; None where memory does not suffice, or units for so many stages."""
     best: Plan | None = None
     if objective != "memory":
-        known = ideals(problem, _most_ideals(problem))
+        known = ideals(problem)
         if known is not None:
             stages = best_chain(problem, known, np.maximum if objective == "throughput" else np.add)
             if stages is None:
@@ -77,12 +74,6 @@ def search(problem: Problem, objective: Objective, seed: int = 0) -> Found | Non
         return None
     value = cost_of(best, objective)
     return Found(best, value, bound, optimal=value <= bound)
-
-
-def _most_ideals(problem: Problem) -> int:
-    """Return how many ideals can be compared in some seconds."""
-    pairs = _PAIRS / max(len(problem.devices), problem.units / _WORD)
-    return int(min(pairs, _BOUNDED if problem.is_bounded else pairs) ** 0.5)
 
 
 def cost_of(plan: Plan, objective: Objective) -> float:

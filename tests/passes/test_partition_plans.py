@@ -111,8 +111,10 @@ def test_the_cuts_of_an_order_are_its_best(problem: Problem, objective: Objectiv
 def test_ideals_are_what_is_closed_downwards() -> None:
     diamond = (Value(0, (1, 2), 1.0), Value(1, (3,), 1.0), Value(2, (3,), 1.0), Value(3, (4,), 1.0))
     problem = Problem(np.ones((1, 4)), np.ones(4), diamond, (), (0, 0), (np.inf,), 1.0, 0.0)
-    assert ideals(problem, 100) == [0b0, 0b1, 0b11, 0b101, 0b111, 0b1111]
-    assert ideals(problem, 5) is None
+    assert ideals(problem) == [0b0, 0b1, 0b11, 0b101, 0b111, 0b1111]
+    # Forty units side by side have 2 ** 40.
+    apart = tuple(Value(unit, (40,), 1.0) for unit in range(40))
+    assert ideals(Problem(np.ones((1, 40)), np.ones(40), apart, (), (0, 0), (np.inf,), 1.0, 0.0)) is None
 
 
 def test_a_skip_crosses_every_cut_between_once() -> None:
