@@ -16,13 +16,14 @@ from typing import Any, ClassVar
 from burnish.compiler import verify as verifier
 from burnish.compiler.collector import rare_collections
 from burnish.compiler.context import Context
+from burnish.compiler.editing import StopRewriting
 from burnish.compiler.errors import OptionError, PassError, PipelineError, VerificationError
 from burnish.compiler.facts import Fact
 from burnish.compiler.failure import explain_failure
 from burnish.compiler.numerics import Exact, Lossy
 from burnish.compiler.pass_base import Pass
 from burnish.compiler.program import Program
-from burnish.compiler.rewriter import Rewriter, Skip, StopRewriting
+from burnish.compiler.rewriter import Rewriter, Skip
 from burnish.compiler.spec import SpecItem, format_spec, parse_spec
 
 __all__ = ["PassRecord", "Pipeline", "Repeat", "run_pipeline"]

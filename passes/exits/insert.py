@@ -161,8 +161,11 @@ class InsertExits(Pass):
         behind = set[fx.Node]()
         for number, here in reversed(list(enumerate(attached))):
             behind.update(here.cut.behind())
-            close = whole_batch if self.mode == "whole-batch" else per_sample
-            logits, index, made = close(rewriter, here, behind, batch, (logits, index), number)
+            results = logits, index
+            if self.mode == "whole-batch":
+                logits, index, made = whole_batch(rewriter, here, behind, results, number)
+            else:
+                logits, index, made = per_sample(rewriter, here, behind, results, number, batch)
             behind |= made | here.nodes
         outputs = {name: logits}
         if isinstance(index, fx.Node):

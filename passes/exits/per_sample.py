@@ -21,9 +21,9 @@ def per_sample(
     rewriter: Rewriter,
     here: Attached,
     behind: Collection[fx.Node],
-    batch: sympy.Symbol,
     results: tuple[fx.Node, fx.Node | int | None],
     number: int,
+    batch: sympy.Symbol,
 ) -> tuple[fx.Node, fx.Node | None, set[fx.Node]]:
     """Let samples leave by an exit.
 
@@ -31,10 +31,10 @@ def per_sample(
         rewriter: makes the changes.
         here: the exit.
         behind: the operators that are to work on those that stay.
-        batch: the number of all samples.
         results: logits of what is behind, and the exits by which these samples leave: for all the same number, or None
             where nobody asks.
         number: of this exit.
+        batch: the number of all samples.
 
     Returns:
         Logits and exits of all samples, and the new operators.

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
-import sympy
 import torch
 from torch import fx
 
@@ -22,7 +21,6 @@ def whole_batch(
     rewriter: Rewriter,
     here: Attached,
     behind: Collection[fx.Node],
-    batch: sympy.Symbol,
     results: tuple[fx.Node, fx.Node | int | None],
     number: int,
 ) -> tuple[fx.Node, fx.Node | None, set[fx.Node]]:

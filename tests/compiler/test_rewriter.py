@@ -6,11 +6,12 @@ import pytest
 import torch
 from torch import fx
 
+from burnish.compiler.editing import StopRewriting
 from burnish.compiler.errors import BurnishError, VerificationError
 from burnish.compiler.graphs import name_of
 from burnish.compiler.program import Program
 from burnish.compiler.provenance import provenance_of
-from burnish.compiler.rewriter import Rewriter, StopRewriting, rule
+from burnish.compiler.rewriter import Rewriter, rule
 from burnish.compiler.verify import verify
 
 TEXT = """# burnish 1
