@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
 from burnish.compiler.context import Target
 
 if TYPE_CHECKING:
+    import torch
+
     from burnish.compiler.binding import Binding
     from burnish.compiler.capture import Inputs
     from burnish.compiler.measure import Timing
@@ -82,7 +84,7 @@ class Backend(Protocol):
 
 
 class Artifact(Protocol):
-    """A lowered Program: runs without the model's source."""
+    """A lowered Program: runs without the model's source. `artifact.ArtifactBase` has some of it."""
 
     @property
     def binding(self) -> Binding:
@@ -96,6 +98,12 @@ class Artifact(Protocol):
 
     def reset(self) -> None:
         """Put the buffers that a run updates back to their initial values."""
+
+    def state(self) -> dict[str, torch.Tensor]:
+        """Return the present values of the buffers that a run updates, by name."""
+
+    def restore(self, state: Mapping[str, torch.Tensor]) -> None:
+        """Give the buffers that a run updates these values, by name."""
 
     def benchmark(self, inputs: Inputs | None = None, seconds: float = 2.0) -> Timing:
         """Time calls on `inputs`, by default the sample inputs; leaves the state as it was."""

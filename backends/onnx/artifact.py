@@ -23,10 +23,10 @@ from burnish.backends.onnx.openvino_session import OpenVinoSession
 from burnish.backends.onnx.session import Session
 from burnish.backends.onnx.settings import Settings
 from burnish.backends.onnx.trace import rows_of
+from burnish.compiler.artifact import ArtifactBase
 from burnish.compiler.binding import Binding
-from burnish.compiler.capture import Inputs, as_arguments
-from burnish.compiler.errors import BackendError, InputError
-from burnish.compiler.measure import Timing, benchmark
+from burnish.compiler.capture import Inputs
+from burnish.compiler.errors import BackendError
 from burnish.compiler.profile import Profile
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ __all__ = ["OnnxArtifact"]
 _PROFILED_RUNS = 5
 
 
-class OnnxArtifact:
+class OnnxArtifact(ArtifactBase):
     """A Program lowered to ONNX.
 
     Args:
@@ -50,6 +50,7 @@ class OnnxArtifact:
     def __init__(
         self, model: Model, settings: Settings, notes: tuple[str, ...] = (), program: Program | None = None
     ) -> None:
+        super().__init__(program.samples if program is not None else None)
         self.model = model
         self.settings = settings
         self._notes = notes
@@ -96,7 +97,16 @@ class OnnxArtifact:
 
     def reset(self) -> None:
         """Put the buffers that a run updates back to their initial values."""
-        self._state = dict(self.model.initial)
+        self.restore(self.model.initial)
+
+    def state(self) -> dict[str, torch.Tensor]:
+        """Return the present values of the buffers that a run updates, by name."""
+        # A run gives new tensors.
+        return dict(self._state)
+
+    def restore(self, state: Mapping[str, torch.Tensor]) -> None:
+        """Give the buffers that a run updates these values, by name."""
+        self._state = dict(state)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write a `.onnx` file, and above 2 GB its weights beside it; see `files`.
@@ -105,29 +115,17 @@ class OnnxArtifact:
         """
         save_model(dataclasses.replace(self.model, initial=self._state), path)
 
-    def benchmark(self, inputs: Inputs | None = None, seconds: float = 2.0) -> Timing:
-        """Time calls on `inputs`, by default the sample inputs; leaves the state as it was."""
-        args, kwargs = self._arguments(inputs)
-        kept = dict(self._state)
-        try:
-            return benchmark(lambda: self(*args, **kwargs), seconds)
-        finally:
-            self._state = kept
-
     def profile(self, inputs: Inputs | None = None) -> Profile:
         """Return the time of each kernel in one run, mapped back to the model's modules; leaves the state as it was.
 
         FLOP/s are known where the artifact was emitted in this process.
         """
-        args, kwargs = self._arguments(inputs)
+        args, kwargs = self.arguments(inputs)
         feeds = self.model.convention.binding.bind(args, kwargs)
-        kept = dict(self._state)
         session = self._runtime(self.model, self.settings, profiled=True)
-        try:
+        with self.undisturbed():
             for _ in range(_PROFILED_RUNS + 1):
                 self._call(session, feeds)
-        finally:
-            self._state = kept
         return Profile(rows_of(session.kernels(self.model.places()), self._flops(feeds)))
 
     def optimized_node_counts(self) -> Counter[str]:
@@ -169,13 +167,6 @@ class OnnxArtifact:
     def node_count(self) -> int:
         """Return the number of nodes in the graph, those of branches included."""
         return _count(self.model.graph.graph)
-
-    def _arguments(self, inputs: Inputs | None) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        if inputs is not None:
-            return as_arguments(inputs)
-        if self._program is None or not self._program.samples:
-            raise InputError("a loaded artifact has no sample inputs: pass inputs, a tuple or a dict by name")
-        return self._program.sample_arguments()
 
     def _flops(self, feeds: Mapping[str, Any]) -> dict[str, int]:
         if self._program is None:

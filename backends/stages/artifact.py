@@ -17,13 +17,12 @@ import torch
 
 from burnish.backends.stages.pipelined import run_pipelined
 from burnish.backends.stages.plan import MANIFEST, Stages
-from burnish.compiler import structure
+from burnish.compiler.artifact import ArtifactBase
 from burnish.compiler.atomic import atomic_path
 from burnish.compiler.backend import Artifact, Backend
 from burnish.compiler.binding import Binding
-from burnish.compiler.capture import Inputs, as_arguments
+from burnish.compiler.capture import Inputs
 from burnish.compiler.errors import InputError, OptionError
-from burnish.compiler.measure import Timing, benchmark
 from burnish.compiler.profile import Profile, ProfileRow
 from burnish.compiler.program import Program
 from burnish.compiler.stages import stage_programs
@@ -39,7 +38,7 @@ def emit_stages(backend: Backend, program: Program, options: Mapping[str, Any]) 
     return StagedArtifact(Stages.of(program, backend.suffix), parts, program.samples)
 
 
-class StagedArtifact:
+class StagedArtifact(ArtifactBase):
     """See the module's docstring; made by the backends.
 
     Args:
@@ -49,8 +48,8 @@ class StagedArtifact:
     """
 
     def __init__(self, stages: Stages, parts: Sequence[Artifact], samples: Mapping[str, Any] | None = None) -> None:
+        super().__init__(samples)
         self.stages, self.parts = stages, tuple(parts)
-        self._samples = dict(samples or {})
 
     @property
     def binding(self) -> Binding:
@@ -122,19 +121,24 @@ class StagedArtifact:
         for part in self.parts:
             part.reset()
 
-    def benchmark(self, inputs: Inputs | None = None, seconds: float = 2.0) -> Timing:
-        """Time calls, stage by stage, on `inputs`, by default the sample inputs."""
-        values = self._values(inputs)
-        args, kwargs = structure.unflatten(self.binding.inputs, values)
-        return benchmark(lambda: self(*args, **kwargs), seconds)
+    def state(self) -> dict[str, torch.Tensor]:
+        """Return the present values of the buffers that a run updates, by name."""
+        return {name: value for part in self.parts for name, value in part.state().items()}
+
+    def restore(self, state: Mapping[str, torch.Tensor]) -> None:
+        """Give the buffers that a run updates these values, by name."""
+        for part in self.parts:
+            part.restore({name: state[name] for name in part.state()})
 
     def profile(self, inputs: Inputs | None = None) -> Profile:
-        """Return the time of each node of one run, of all stages."""
-        values = self._values(inputs)
+        """Return the time of each node of one run, of all stages; updated buffers are put back."""
+        args, kwargs = self.arguments(inputs)
+        values = self.binding.bind(args, kwargs)
         rows: list[ProfileRow] = []
-        for index, part in enumerate(self.parts):
-            rows += part.profile(tuple(values[name] for name in self.stages.stages[index].inputs))
-            values = self.run_stage(index, values)
+        with self.undisturbed():
+            for index, part in enumerate(self.parts):
+                rows += part.profile(tuple(values[name] for name in self.stages.stages[index].inputs))
+                values = self.run_stage(index, values)
         return Profile(rows)
 
     def notes(self) -> list[str]:
@@ -149,14 +153,6 @@ class StagedArtifact:
     def node_count(self) -> int:
         """Return the number of operators or kernels in all lowered graphs."""
         return sum(part.node_count() for part in self.parts)
-
-    def _values(self, inputs: Inputs | None) -> dict[str, Any]:
-        if inputs is None:
-            if not self._samples:
-                raise InputError("there are no sample inputs: pass inputs=")
-            return dict(self._samples)
-        args, kwargs = as_arguments(inputs)
-        return self.binding.bind(args, kwargs)
 
 
 @contextlib.contextmanager

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from typing import Any
 
+import torch
+
+from burnish.compiler.artifact import ArtifactBase
 from burnish.compiler.binding import Binding
-from burnish.compiler.capture import Inputs, as_arguments
+from burnish.compiler.capture import Inputs
 from burnish.compiler.errors import BackendError
-from burnish.compiler.measure import Timing, benchmark
 from burnish.compiler.profile import Profile
 from burnish.compiler.program import Program
 
 __all__ = ["EagerArtifact"]
 
 
-class EagerArtifact:
+class EagerArtifact(ArtifactBase):
     """Runs a Program.
 
     Args:
@@ -23,6 +26,7 @@ class EagerArtifact:
     """
 
     def __init__(self, program: Program) -> None:
+        super().__init__(program.samples)
         self._initial = program
         self.program = program.copy()
 
@@ -36,18 +40,21 @@ class EagerArtifact:
         return self.program(*args, **kwargs)
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write a `.burnish`, with buffers as they were at first."""
-        self._initial.save(path)
+        """Write a `.burnish`, with the present values of the buffers that calls update."""
+        self.program.save(path)
 
     def reset(self) -> None:
         """Put the buffers that a run updates back to their initial values."""
         self.program = self._initial.copy()
 
-    def benchmark(self, inputs: Inputs | None = None, seconds: float = 2.0) -> Timing:
-        """Time calls on `inputs`, by default the sample inputs; leaves the state as it was."""
-        args, kwargs = self.program.sample_arguments() if inputs is None else as_arguments(inputs)
-        program = self.program.copy()
-        return benchmark(lambda: program(*args, **kwargs), seconds)
+    def state(self) -> dict[str, torch.Tensor]:
+        """Return the present values of the buffers that a run updates, by name."""
+        # A run gives new tensors.
+        return {name: self.program.constants[name] for name in self.program.mutable_constants()}
+
+    def restore(self, state: Mapping[str, torch.Tensor]) -> None:
+        """Give the buffers that a run updates these values, by name."""
+        self.program.constants.update(state)
 
     def profile(self, inputs: Inputs | None = None) -> Profile:
         """Raise BackendError: eager PyTorch has no profile by node."""

@@ -23,12 +23,11 @@ import torch
 from burnish.backends.torchscript.jit import constant_storages, load_module, operator_count, save_module
 from burnish.backends.torchscript.kernels import packed_call, runs_packed
 from burnish.backends.torchscript.profiling import profile_calls
-from burnish.compiler import structure
+from burnish.compiler.artifact import ArtifactBase
 from burnish.compiler.atomic import atomic_path
 from burnish.compiler.binding import Binding
-from burnish.compiler.capture import Inputs, as_arguments
-from burnish.compiler.errors import FileFormatError, InputError
-from burnish.compiler.measure import Timing, benchmark
+from burnish.compiler.capture import Inputs
+from burnish.compiler.errors import FileFormatError
 from burnish.compiler.profile import Profile
 
 if TYPE_CHECKING:
@@ -79,7 +78,7 @@ class Convention:
         return Convention(Binding.from_json(data.get("binding")), inputs, outputs, state)
 
 
-class TorchScriptArtifact:
+class TorchScriptArtifact(ArtifactBase):
     """See the module's docstring; made by `TorchScriptBackend`.
 
     Args:
@@ -100,13 +99,13 @@ class TorchScriptArtifact:
         notes: tuple[str, ...] = (),
         cost: Callable[[], Cost] | None = None,
     ) -> None:
+        super().__init__(samples)
         self.module = module
         self.convention = convention
-        self._samples = dict(samples or {})
         self._lines = dict(lines or {})
         self._notes = notes
         self._cost = cost
-        self._initial = self._state()
+        self._initial = self.state()
         self._size: int | None = None
         self._constants = constant_storages(module)
 
@@ -148,7 +147,16 @@ class TorchScriptArtifact:
 
     def reset(self) -> None:
         """Give the buffers that calls update the values that they had when the artifact was made or loaded."""
-        self._restore(self._initial)
+        self.restore(self._initial)
+
+    def state(self) -> dict[str, torch.Tensor]:
+        """Return the present values of the buffers that a run updates, by name."""
+        return {name: getattr(self.module, name).clone() for name in self.convention.state}
+
+    def restore(self, state: Mapping[str, torch.Tensor]) -> None:
+        """Give the buffers that a run updates these values, by name."""
+        for name, value in state.items():
+            getattr(self.module, name).copy_(value)
 
     def notes(self) -> list[str]:
         """Return what the user should know of the lowering."""
@@ -167,19 +175,6 @@ class TorchScriptArtifact:
         """Return the number of operators in the frozen graph, those on sizes included."""
         return operator_count(self.module)
 
-    def benchmark(self, inputs: Inputs | None = None, seconds: float = 2.0) -> Timing:
-        """Time calls on `inputs`, a tuple or a dict, by default the sample inputs; updated buffers are put back.
-
-        Raises:
-            InputError: there are no inputs, or unfitting ones.
-        """
-        args, kwargs = self._arguments(inputs)
-        before = self._state()
-        try:
-            return benchmark(lambda: self(*args, **kwargs), seconds)
-        finally:
-            self._restore(before)
-
     def profile(self, inputs: Inputs | None = None) -> Profile:
         """Return the time of every node of one run, the mean of several; updated buffers are put back.
 
@@ -188,20 +183,9 @@ class TorchScriptArtifact:
         Raises:
             InputError: there are no inputs, or unfitting ones.
         """
-        args, kwargs = self._arguments(inputs)
-        before = self._state()
-        try:
+        args, kwargs = self.arguments(inputs)
+        with self.undisturbed():
             return profile_calls(lambda: self(*args, **kwargs), self._lines, self._flops(args, kwargs))
-        finally:
-            self._restore(before)
-
-    def _arguments(self, inputs: Inputs | None) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        if inputs is not None:
-            return as_arguments(inputs)
-        if not self._samples:
-            raise InputError("the artifact has no sample inputs: pass inputs")
-        args, kwargs = structure.unflatten(self.convention.binding.inputs, self._samples)
-        return args, kwargs
 
     def _flops(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, int]:
         """Return the FLOPs of the nodes by name, of those that do not depend on data."""
@@ -209,13 +193,6 @@ class TorchScriptArtifact:
             return {}
         cost = self._cost().at(self.convention.binding.bind(args, kwargs))
         return {node.name: node.figures.flops for node in cost.nodes if isinstance(node.figures.flops, int)}
-
-    def _state(self) -> dict[str, torch.Tensor]:
-        return {name: getattr(self.module, name).clone() for name in self.convention.state}
-
-    def _restore(self, state: Mapping[str, torch.Tensor]) -> None:
-        for name, value in state.items():
-            getattr(self.module, name).copy_(value)
 
 
 def load_artifact(path: str | os.PathLike[str]) -> TorchScriptArtifact:

@@ -212,3 +212,35 @@ def test_where_a_folder_may_be(tmp_path: Path) -> None:
 def test_what_has_no_stages() -> None:
     with pytest.raises(BackendError, match="the program has no stages: put partition into the passes"):
         burnish.compile(Net().eval(), "default", inputs=inputs(4), backend="stages", progress=False)
+
+
+class _Counting(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(8, 8), nn.Linear(8, 8)
+        self.register_buffer("calls", torch.zeros(1))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.calls += 1
+        return self.last(self.first(x).relu()) * 0 + self.calls
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_measuring_leaves_buffers_as_they_were(backend: str, tmp_path: Path) -> None:
+    x = torch.randn(4, 8)
+    made = burnish.compile(
+        _Counting().eval(), "default,partition{stages=2}", inputs=(x,), backend=backend, progress=False
+    )
+    made(x)
+    made.artifact.benchmark(seconds=0.01)
+    if backend != "stages":
+        made.artifact.profile()
+    assert float(made(x)[0, 0]) == 2
+    made.save(tmp_path / "net")
+    loaded = burnish.load(tmp_path / "net")
+    assert isinstance(loaded, StagedArtifact)
+    assert float(loaded(x)[0, 0]) == 3
+    loaded.reset()
+    assert float(loaded(x)[0, 0]) == 3
+    made.reset()
+    assert float(made(x)[0, 0]) == 1
