@@ -42,8 +42,6 @@ _TOLERANCE = {torch.float16: 5e-2, torch.bfloat16: 1e-1}
 _DEFAULT_TOLERANCE = 1e-3
 # Of a measurement that passes ask for: seconds of a turn.
 _TURN, _TURNS = 0.2, 5
-# Frames from where warnings are given to who called `compile_model`.
-_CALLER = 5
 
 
 def compile_model(
@@ -105,11 +103,14 @@ class Compiled:
     def start(self, inputs: Inputs | None) -> None:
         """Capture with `inputs`, run the passes, lower, and compare."""
         self._done = self._job.run(inputs)
+        # Who called `compile_model`.
+        self._warn(4)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run the artifact; same pytree in and out as the model, torch tensors."""
         if self._done is None:
             self._done = self._job.run_call(args, kwargs)
+            self._warn(3)
         return self.artifact(*args, **kwargs)
 
     @property
@@ -151,6 +152,10 @@ class Compiled:
     def profile(self, inputs: Inputs | None = None) -> Profile:
         """Return the time of each lowered node in a run on `inputs`, by default the example inputs."""
         return self.artifact.profile(inputs if inputs is not None else self._samples())
+
+    def _warn(self, level: int) -> None:
+        for each in self.report.warnings:
+            warnings.warn(each, stacklevel=level)
 
     def _samples(self) -> Inputs | None:
         if not self.program.samples:
@@ -234,8 +239,6 @@ class _Job:
         report.artifact_nodes, report.artifact_bytes = artifact.node_count(), artifact.size()
         report.notes += [*context.notes, *artifact.notes()]
         report.warnings = program.warnings
-        for each in program.warnings:
-            warnings.warn(each, stacklevel=_CALLER)
         start = time.perf_counter()
         if self.verify >= 2:
             with working("comparing with the model", self.progress):

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from torch import fx
 
-__all__ = ["Origin", "Provenance", "merged", "provenance_of", "set_provenance"]
+__all__ = ["Origin", "Provenance", "merged", "module_of", "provenance_of", "set_provenance"]
 
 _FRAME = re.compile(r'File "([^"]+)", line (\d+), in (\S+)(?:\n\s*(.*))?')
 
@@ -52,6 +52,13 @@ def provenance_of(node: fx.Node) -> Provenance | None:
     """Return the provenance of `node`, or None when it has none (which the verifier refuses)."""
     found = node.meta.get("provenance")
     return found if isinstance(found, Provenance) else None
+
+
+def module_of(node: fx.Node) -> str:
+    """Return the module paths that `node` came from, joined by commas; "" for the root."""
+    provenance = provenance_of(node)
+    paths = dict.fromkeys(origin.module for origin in provenance.origins) if provenance is not None else {}
+    return ", ".join(path for path in paths if path)
 
 
 def set_provenance(node: fx.Node, provenance: Provenance) -> None:

@@ -38,9 +38,9 @@ from torch.export.graph_signature import (
 from burnish.compiler.errors import BackendError
 from burnish.compiler.graphs import name_of, output_of, placeholders, updates
 from burnish.compiler.program import Program
-from burnish.compiler.provenance import provenance_of
+from burnish.compiler.provenance import module_of, provenance_of
 
-__all__ = ["module_of", "state_of", "to_exported_program"]
+__all__ = ["state_of", "to_exported_program"]
 
 _ILLEGAL = re.compile(r"\W+")
 
@@ -64,13 +64,6 @@ def state_of(program: Program) -> list[str]:
     """Return the names of the buffers that the Program updates, in the order of the updates."""
     (graph,) = program.graphs.values()
     return list(dict.fromkeys(str(node.args[0].target) for node in updates(graph)))  # type: ignore[union-attr]
-
-
-def module_of(node: fx.Node) -> str:
-    """Return the module paths that `node` came from, joined by commas; "" for the root."""
-    provenance = provenance_of(node)
-    paths = dict.fromkeys(origin.module for origin in provenance.origins) if provenance is not None else {}
-    return ", ".join(path for path in paths if path)
 
 
 class _Builder:

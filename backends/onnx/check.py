@@ -16,7 +16,7 @@ from burnish.compiler.conditional import COND
 from burnish.compiler.graphs import name_of
 from burnish.compiler.operators import arguments, is_mutating, operator_name
 from burnish.compiler.program import Program
-from burnish.compiler.to_export import module_of
+from burnish.compiler.provenance import module_of
 
 __all__ = ["findings"]
 

@@ -12,6 +12,7 @@ from burnish.compiler.cost import NodeCost
 from burnish.compiler.cost_numbers import estimated
 from burnish.compiler.graphs import name_of
 from burnish.compiler.profile import Profile
+from burnish.compiler.provenance import module_of
 from burnish.passes.partition.devices import Device
 from burnish.passes.partition.problem import Array
 
@@ -71,8 +72,6 @@ def _known_name(name: str, known: Container[str]) -> str | None:
 
 
 def _modules(nodes: Sequence[fx.Node]) -> dict[str, list[int]]:
-    from burnish.compiler.to_export import module_of
-
     found: dict[str, list[int]] = {}
     for position, node in enumerate(nodes):
         found.setdefault(module_of(node), []).append(position)

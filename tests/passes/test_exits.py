@@ -338,6 +338,10 @@ def test_uncalibrated_use_is_warned_of(tmp_path: Path) -> None:
         compiled = burnish.compile(tmp_path / "exits.burnish", progress=False)
     assert record[0].filename == __file__
     assert "warning: the thresholds of exits are not calibrated" in str(compiled.report)
+    lazy = burnish.compile(Pictures().eval(), "canonicalize,insert-exits{exits=1}", progress=False)
+    with pytest.warns(UserWarning, match="not calibrated: nothing holds accuracy") as record:
+        lazy(_PICTURES)
+    assert record[0].filename == __file__
 
 
 @pytest.mark.parametrize("backend", ["onnx", "torchscript"])
