@@ -30,7 +30,12 @@ from burnish.compiler.numerics import worst_drift
 
 _OURS = ("pass, OV", "pass, TS", "hint, OV")
 _GROUPS = {_OURS: ("OpenVINO bf16", "inductor bf16")}
-_PASSES = ("precision", "precision{dtype=bf16}", "precision{dtype=bf16,max_drift=1e-2}")
+_PASSES = (
+    "precision",
+    "precision{max_drift=1e-2}",
+    "precision{dtype=bf16}",
+    "precision{dtype=bf16,max_drift=1e-2}",
+)
 
 
 def candidates(case: Case, folder: Path, without: set[str]) -> dict[str, Call]:
