@@ -62,6 +62,7 @@ class Worker:
     ) -> None:
         self.stages, self.micro_batches, self.trains = Stages.read(folder), micro_batches, loss is not None
         self.device = device or torch.device("cpu")
+        self.loss = _Loss(loss) if loss is not None else None
         rank, ranks, count = dist.get_rank(), dist.get_world_size(), len(self.stages.stages)
         _check(self.stages, folder, schedule, ranks, micro_batches)
         self.numbers = list(range(rank, count, ranks))
@@ -72,11 +73,11 @@ class Worker:
         specs: Any = tuple(TensorChunkSpec(0) if each else _Replicate() for each in inputs)  # type: ignore[no-untyped-call]
         if schedule == "interleaved":
             self.schedule: Any = ScheduleInterleaved1F1B(
-                list(parts), micro_batches, loss_fn=loss, args_chunk_spec=specs
+                list(parts), micro_batches, loss_fn=self.loss, args_chunk_spec=specs
             )
         else:
             kind = ScheduleGPipe if schedule == "gpipe" else Schedule1F1B
-            self.schedule = kind(parts[0], micro_batches, loss_fn=loss, args_chunk_spec=specs)
+            self.schedule = kind(parts[0], micro_batches, loss_fn=self.loss, args_chunk_spec=specs)
         self.is_first, self.is_last = 0 in self.numbers, count - 1 in self.numbers
         # Every process makes every group, in the same order.
         self.groups = [
@@ -104,7 +105,7 @@ class Worker:
             The mean loss, on the last rank.
 
         Raises:
-            InputError: the inputs do not fit, or the batch cannot be split evenly.
+            InputError: the inputs do not fit, the batch cannot be split evenly, or the loss refuses the target.
         """
         values = self._values(args, kwargs)
         size = next((len(value) for name, value in zip(self.stages.binding.types, values, strict=True)
@@ -119,6 +120,7 @@ class Worker:
             **({"target": target.to(self.device), "losses": losses} if self.is_last else {}),
             return_outputs=False,
         )
+        self._raise_refusal()
         self._sum_tied()
         return float(torch.stack(losses).detach().mean()) if self.is_last else None
 
@@ -175,6 +177,18 @@ class Worker:
         found = (results,) if isinstance(results, torch.Tensor) else tuple(results)
         return self.stages.binding.result(dict(zip(names, found, strict=True)))
 
+    def _raise_refusal(self) -> None:
+        """Raise in every process what the loss, which the last rank computes, refused."""
+        refusal = self.loss.refusal if self.loss is not None else None
+        flag = torch.tensor(int(refusal is not None), device=self.device)
+        dist.all_reduce(flag, op=dist.ReduceOp.MAX)
+        if flag:
+            message = [refusal]
+            dist.broadcast_object_list(message, src=dist.get_world_size() - 1, device=self.device)
+            if self.loss is not None:
+                self.loss.refusal = None
+            raise InputError(str(message[0]))
+
     def _sum_tied(self) -> None:
         """Sum the gradients of constants that several stages hold."""
         for name, numbers, group in self.groups:
@@ -186,6 +200,22 @@ class Worker:
             dist.all_reduce(total, group=group)
             for each in found:
                 each.grad = total.clone()
+
+
+class _Loss:
+    """A loss that keeps what it refuses until the schedule is through: the other processes wait for gradients."""
+
+    def __init__(self, loss: Loss) -> None:
+        self.loss = loss
+        self.refusal: str | None = None
+
+    def __call__(self, outputs: Any, target: torch.Tensor) -> torch.Tensor:
+        try:
+            return self.loss(outputs, target)
+        except InputError as error:
+            self.refusal = str(error)
+            first: torch.Tensor = outputs[0] if isinstance(outputs, tuple) else outputs
+            return first.sum() * 0
 
 
 class _StageModule(nn.Module):

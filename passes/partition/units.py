@@ -156,7 +156,7 @@ def _whole(
         if node in views and [each for each in read if each.op != "get_attr"] == made and len(made) == 1:
             edges.add_edge(node, made[0])
         for each in read:
-            if each.op == "get_attr" and (tied or each.target in updated):
+            if each.op == "get_attr" and each.target in program.constants and (tied or each.target in updated):
                 readers.setdefault(str(each.target), []).append(node)
     for nodes in readers.values():
         networkx.add_cycle(edges, nodes)
@@ -211,24 +211,12 @@ def _weights(
 ) -> tuple[Weight, ...]:
     readers: dict[str, set[int]] = {}
     for node, unit in unit_of.items():
+        # Branches hold no constants: they get them as operands.
         for each in reads[node]:
-            for name in _constants(program, each):
-                readers.setdefault(name, set()).add(unit)
+            if each.op == "get_attr" and each.target in program.constants:
+                readers.setdefault(str(each.target), set()).add(unit)
     constants = program.constants
     return tuple(
         Weight(tuple(sorted(units)), constants[name].numel() * constants[name].element_size())
         for name, units in sorted(readers.items())
     )
-
-
-def _constants(program: Program, node: fx.Node) -> list[str]:
-    """Return the constant that a node is, or those of the branch that it is."""
-    if node.op != "get_attr":
-        return []
-    name = str(node.target)
-    if name not in program.branches:
-        return [name]
-    graph = program.branches[name]
-    graphs = [graph, *(program.branches[each] for each in program.called_branches(graph))]
-    names = [str(each.target) for inner in graphs for each in inner.find_nodes(op="get_attr")]
-    return [each for each in names if each in program.constants]
