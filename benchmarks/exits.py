@@ -4,9 +4,9 @@ python -m benchmarks.exits [--only fashion,sentiment] [--keep FOLDER] [--curves 
 
 layers: how right a head at each place is. loss: thresholds, chosen by calibrate-exits for at most a point of accuracy
 less with 95% confidence, where samples leave, and what is lost on samples that nothing was chosen on. time: the ONNX
-backend with 2 threads, with exits against the same weights without: as calibrated, when nobody leaves, and with
-mode=whole-batch at 16; a call is the same 512 samples in batches, so that it has easy and hard ones. guarantee: 200
-random splits of the held-out samples into those that calibrate and those that test.
+backend with 2 threads, with exits against the same weights without: as calibrated, and when nobody leaves; with
+mode=whole-batch at 1 and 16 too; a call is the same 512 samples in batches, so that it has easy and hard ones.
+guarantee: 200 random splits of the held-out samples into those that calibrate and those that test.
 
 Fashion-MNIST is the Debian package dataset-fashion-mnist; the sentences are in the source package of vaderSentiment
 (see `benchmarks.trained.sentiment`). Heads are trained first, which takes about half an hour, unless --keep has them.
@@ -183,27 +183,30 @@ def loss(bench: Bench) -> None:
 
 def time(bench: Bench) -> None:
     """Time, as a part of the whole model's, and how many times as fast that is."""
-    program, _ = bench.calibrated
-    nobody = _replaced(program, {name: torch.tensor(1.0) for name in bench.limits})
-    together = _replaced(bench.with_exits("whole-batch"), bench.limits)
-    candidates = {
-        "whole": bench.compiled(bench.whole),
-        "exits": bench.compiled(program),
-        "nobody leaves": bench.compiled(nobody),
+    calibrated = {
+        "per-sample": bench.calibrated[0],
+        "whole-batch": _replaced(bench.with_exits("whole-batch"), bench.limits),
     }
-    print(f"\n| {bench.name}: batch | whole, ms a batch | with exits | times as fast | when nobody leaves |")
-    print("|---|---|---|---|---|")
+    never = {name: torch.tensor(1.0) for name in bench.limits}
+    exits = {mode: bench.compiled(program) for mode, program in calibrated.items()}
+    alone = {mode: bench.compiled(_replaced(program, never)) for mode, program in calibrated.items()}
+    whole = bench.compiled(bench.whole)
+    print(f"\n| {bench.name}: batch | mode | whole, ms a batch | with exits | times as fast | when nobody leaves |")
+    print("|---|---|---|---|---|---|")
     chosen = bench.testing[:_TIMED]
     for size in _BATCHES:
-        times = _timed(candidates, bench.batches(chosen, size), bench.blocks)
-        exits, alone = times["exits"], times["nobody leaves"]
-        print(
-            f"| {size} | {times['whole'].median * 1e3 * size / len(chosen):.2f} | {_ratio(exits)} |"
-            f" {1 / exits.ratio:.2f} (goal {bench.network.goal}) | {_ratio(alone)} (goal 1.03) |",
-            flush=True,
-        )
+        modes = tuple(calibrated) if size == 1 else ("per-sample",)
+        named = {f"{mode}, exits": exits[mode] for mode in modes} | {f"{mode}, never": alone[mode] for mode in modes}
+        times = _timed({"whole": whole, **named}, bench.batches(chosen, size), bench.blocks)
+        for mode in modes:
+            left = times[f"{mode}, exits"]
+            print(
+                f"| {size} | {mode} | {times['whole'].median * 1e3 * size / len(chosen):.2f} | {_ratio(left)} |"
+                f" {1 / left.ratio:.2f} (goal {bench.network.goal}) | {_ratio(times[f'{mode}, never'])} (goal 1.03) |",
+                flush=True,
+            )
     # The first one is what the others are compared with.
-    both = {"whole-batch": bench.compiled(together), "exits": candidates["exits"], "whole": candidates["whole"]}
+    both = {"whole-batch": exits["whole-batch"], "exits": exits["per-sample"], "whole": whole}
     times = _timed(both, bench.batches(chosen, _WHOLE_BATCH), bench.blocks)
     print(
         f"\nAt batch {_WHOLE_BATCH} per-sample takes {_ratio(times['exits'])} of the time of whole-batch, and the whole"
