@@ -45,6 +45,10 @@ class ArtifactBase(ABC):
     def restore(self, state: Mapping[str, torch.Tensor]) -> None:
         """Give the buffers that a run updates these values, by name."""
 
+    def warnings(self) -> tuple[str, ...]:
+        """Return what makes the artifact unfit for use as it is."""
+        return ()
+
     def benchmark(self, inputs: Inputs | None = None, seconds: float = 2.0) -> Timing:
         """Time calls on `inputs`, a tuple or a dict, by default the sample inputs; updated buffers are put back.
 

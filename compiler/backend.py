@@ -114,6 +114,9 @@ class Artifact(Protocol):
     def notes(self) -> list[str]:
         """Return what the user should know of the lowering."""
 
+    def warnings(self) -> tuple[str, ...]:
+        """Return what makes the artifact unfit for use as it is."""
+
     def size(self) -> int:
         """Return the bytes of the artifact when saved."""
 

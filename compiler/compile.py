@@ -238,7 +238,7 @@ class _Job:
         report.emit_seconds = time.perf_counter() - start
         report.artifact_nodes, report.artifact_bytes = artifact.node_count(), artifact.size()
         report.notes += [*context.notes, *artifact.notes()]
-        report.warnings = program.warnings
+        report.warnings = (*program.warnings, *artifact.warnings())
         start = time.perf_counter()
         if self.verify >= 2:
             with working("comparing with the model", self.progress):

@@ -146,6 +146,10 @@ class StagedArtifact(ArtifactBase):
         pairs = zip(self.stages.stages, self.parts, strict=True)
         return [f"{stage.name}: {note}" for stage, part in pairs for note in part.notes()]
 
+    def warnings(self) -> tuple[str, ...]:
+        """Return what makes a stage unfit for use as it is."""
+        return tuple(dict.fromkeys(warning for part in self.parts for warning in part.warnings()))
+
     def size(self) -> int:
         """Return the bytes of all stages when saved."""
         return sum(part.size() for part in self.parts)
