@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from burnish.compiler.profile import Profile
     from burnish.compiler.program import Program
 
-__all__ = ["Artifact", "Backend", "Finding"]
+__all__ = ["Artifact", "Backend", "Finding", "suffixes"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +50,7 @@ class Backend(Protocol):
 
     name: ClassVar[str]
     suffix: ClassVar[str]
-    """Ending of the files that its artifacts save and load, ".onnx" for one."""
+    """Ending of the files that its artifacts save and load, ".onnx" for one; others are in `other_suffixes`, if any."""
 
     def target(self, options: Mapping[str, Any]) -> Target:
         """Return what passes may know of where the Program will run.
@@ -79,6 +79,11 @@ class Backend(Protocol):
         Raises:
             FileFormatError: the file is truncated or foreign.
         """
+
+
+def suffixes(backend: Backend) -> tuple[str, ...]:
+    """Return the endings of the files that the artifacts of `backend` save and load."""
+    return (backend.suffix, *getattr(backend, "other_suffixes", ()))
 
 
 class Artifact(Protocol):

@@ -1,6 +1,6 @@
-"""Time per call of something compiled.
+"""Time per call of something compiled, until its result is there: GPUs that hold a part of it are waited for.
 
-Cases not handled: asynchronous devices; the call must return when its result is there.
+Cases not handled: asynchronous devices other than CUDA's.
 """
 
 from __future__ import annotations
@@ -9,6 +9,9 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+
+import torch
+from torch.utils import _pytree as pytree
 
 __all__ = ["Timing", "benchmark"]
 
@@ -62,5 +65,13 @@ def benchmark(call: Callable[[], object], seconds: float = 2.0) -> Timing:
 
 def _timed(call: Callable[[], object]) -> float:
     start = time.perf_counter()
-    call()
+    result = call()
+    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+        _wait_for(result)
     return time.perf_counter() - start
+
+
+def _wait_for(result: object) -> None:
+    """Wait until the GPUs that hold a part of a result have done their work."""
+    for device in {each.device for each in pytree.tree_leaves(result) if getattr(each, "is_cuda", False)}:
+        torch.cuda.synchronize(device)

@@ -136,6 +136,7 @@ def _may_have_stages(model: str, passes: str) -> bool:
 
 def _check_backend(text: str, output: str | None) -> None:
     """Find the backend, and check that it writes files like `output`, before any work."""
+    from burnish.compiler.backend import suffixes
     from burnish.compiler.errors import BackendError, OptionError
     from burnish.compiler.loading import parse_backend
 
@@ -143,5 +144,6 @@ def _check_backend(text: str, output: str | None) -> None:
         backend, _ = parse_backend(text)
     except BackendError as error:
         raise OptionError(str(error)) from error
-    if output is not None and Path(output).suffix != backend.suffix:
-        raise OptionError(f"{output}: an artifact of the backend {backend.name!r} ends in {backend.suffix}")
+    if output is not None and Path(output).suffix not in suffixes(backend):
+        known = " or ".join(suffixes(backend))
+        raise OptionError(f"{output}: an artifact of the backend {backend.name!r} ends in {known}")
