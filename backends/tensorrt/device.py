@@ -6,17 +6,12 @@ from contextlib import AbstractContextManager
 
 import torch
 
-__all__ = ["capability", "count", "current", "name", "place", "stream", "synchronize", "use"]
+__all__ = ["capability", "count", "name", "place", "stream", "synchronize", "use"]
 
 
 def count() -> int:
     """Return how many GPUs PyTorch sees."""
     return torch.cuda.device_count() if torch.cuda.is_available() else 0
-
-
-def current() -> int:
-    """Return the index of the caller's current GPU."""
-    return torch.cuda.current_device()
 
 
 def name(index: int) -> str:
