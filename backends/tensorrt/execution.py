@@ -67,6 +67,7 @@ class Execution:
         # What becomes a size is read on the host.
         self._on_host = {name: engine.get_tensor_location(name) == trt.TensorLocation.HOST for name in names}
         self.ranges = {name: self._range(name) for name in self.inputs}
+        self._allocators: dict[str, _Allocator] = {}
 
     def run(self, inputs: Mapping[str, Any]) -> dict[str, torch.Tensor]:
         """Run once; returns when the work is queued on the caller's current stream.
@@ -112,7 +113,10 @@ class Execution:
         self._log.errors.clear()
         # Memory that the context refers to; it is used again in the order of the stream.
         alive = [self._bind_input(name, inputs[name]) for name in self.inputs]
-        missing = self._context.infer_shapes()
+        try:
+            missing = self._context.infer_shapes()
+        except RuntimeError as error:
+            raise BackendError(f"TensorRT cannot tell shapes: {error}: {self._log.text()}") from error
         if missing:
             raise BackendError(f"TensorRT cannot tell shapes, for it lacks {', '.join(missing)}: {self._log.text()}")
         results = {name: self._bind_output(name, alive) for name in self.outputs}
@@ -152,7 +156,9 @@ class Execution:
     def _bind_output(self, name: str, alive: list[torch.Tensor]) -> torch.Tensor | _Allocator:
         shape = tuple(self._context.get_tensor_shape(name))
         if any(size < 0 for size in shape):
-            allocator = _Allocator(self.dtypes[name], self._place(name))
+            # The context refers to it from now on.
+            allocator = self._allocators.setdefault(name, _Allocator(self.dtypes[name], self._place(name)))
+            allocator.clear()
             self._context.set_output_allocator(name, allocator)
             return allocator
         tensor = torch.empty(shape, dtype=self.dtypes[name], device=self._place(name))
@@ -164,11 +170,15 @@ class Execution:
 
 
 class _Allocator(trt.IOutputAllocator):
-    """Memory for one output of one run, of as many bytes as TensorRT finds that it needs."""
+    """Memory for one output, new for every run, of as many bytes as TensorRT finds that it needs."""
 
     def __init__(self, dtype: torch.dtype, place: torch.device) -> None:
         trt.IOutputAllocator.__init__(self)
         self.dtype, self.place = dtype, place
+        self.clear()
+
+    def clear(self) -> None:
+        """Forget the run before; its result has the memory."""
         self.memory: torch.Tensor | None = None
         self.shape: tuple[int, ...] = ()
         self.error: Exception | None = None
