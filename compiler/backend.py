@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from burnish.compiler.profile import Profile
     from burnish.compiler.program import Program
 
-__all__ = ["Artifact", "Backend", "Finding", "suffixes"]
+__all__ = ["Artifact", "Backend", "Finding", "refuse_untimed", "suffixes"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,3 +116,13 @@ class Artifact(Protocol):
 
     def node_count(self) -> int:
         """Return the number of operators or kernels in the lowered graph."""
+
+
+def refuse_untimed(artifact: Artifact) -> None:
+    """Let an artifact whose `is_timed` is False say why its calls are not to be timed: it stands for another.
+
+    Raises:
+        BurnishError: what its `benchmark` raises.
+    """
+    if not getattr(artifact, "is_timed", True):
+        artifact.benchmark()

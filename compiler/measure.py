@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch.utils import _pytree as pytree
 
-__all__ = ["Timing", "benchmark"]
+__all__ = ["Timing", "benchmark", "timed"]
 
 _WARM_UP_CALLS = 3
 _WARM_UP_SHARE = 0.25
@@ -49,21 +49,22 @@ def benchmark(call: Callable[[], object], seconds: float = 2.0) -> Timing:
 
     A call that takes longer than `seconds` is timed once after the warm-up.
     """
-    first = _timed(call)
+    first = timed(call)
     warm_until = time.perf_counter() + seconds * _WARM_UP_SHARE
     warm_calls = 1
     while warm_calls < _WARM_UP_CALLS or time.perf_counter() < warm_until:
-        _timed(call)
+        timed(call)
         warm_calls += 1
     times: list[float] = []
     until = time.perf_counter() + seconds
     while not times or time.perf_counter() < until:
-        times.append(_timed(call))
+        times.append(timed(call))
     times.sort()
     return Timing(statistics.median(times), times[0], times[(len(times) * 9 - 1) // 10], len(times), first)
 
 
-def _timed(call: Callable[[], object]) -> float:
+def timed(call: Callable[[], object]) -> float:
+    """Return the seconds that one call takes until its result is there."""
     start = time.perf_counter()
     result = call()
     if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]

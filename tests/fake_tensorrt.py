@@ -140,7 +140,9 @@ def fake_tensorrt(release: str) -> Any:
             assert not given & {each.name for each in model.graph.input}, "a fed value would be a constant"
             assert {each.domain for each in model.opset_import} <= {""}, "operators of other domains"
             self._errors = [
-                Error(index, node) for index, node in enumerate(model.graph.node) if node.op_type in parts.unsupported
+                Error(index, node)
+                for index, node in enumerate(model.graph.node)
+                if node.op_type in parts.unsupported or not onnx.defs.has(node.op_type)
             ]
             self._network.model = model
             return not self._errors

@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 
 __all__ = ["capture", "compile_model"]
 
+# What the folder of a partitioned model has; imports for its name would cost the command's start.
+_MANIFEST = "manifest.json"
+
 
 def compile_model(
     model: ModelArgument,
@@ -56,7 +59,9 @@ def compile_model(
     from burnish.tools.model_files import check_writable
     from burnish.tools.pass_context import read_calibration
 
-    is_folder = output is not None and not Path(output).suffix and _may_have_stages(model, passes or "")
+    is_folder = output is not None and (
+        (Path(output) / _MANIFEST).is_file() or (not Path(output).suffix and _may_have_stages(model, passes or ""))
+    )
     if output is not None and is_folder:
         from burnish.backends.stages.artifact import check_folder
 

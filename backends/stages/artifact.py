@@ -19,7 +19,7 @@ from burnish.backends.stages.pipelined import run_pipelined
 from burnish.backends.stages.plan import MANIFEST, Stages
 from burnish.compiler import structure
 from burnish.compiler.atomic import atomic_path
-from burnish.compiler.backend import Artifact, Backend
+from burnish.compiler.backend import Artifact, Backend, refuse_untimed
 from burnish.compiler.binding import Binding
 from burnish.compiler.capture import Inputs, as_arguments
 from burnish.compiler.errors import InputError, OptionError
@@ -56,6 +56,11 @@ class StagedArtifact:
     def binding(self) -> Binding:
         """How it is called."""
         return self.stages.binding
+
+    @property
+    def is_timed(self) -> bool:
+        """Whether the time of a call says something: no stage stands for another artifact."""
+        return all(getattr(part, "is_timed", True) for part in self.parts)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run stage by stage; same pytree in and out as the model, torch tensors.
@@ -125,6 +130,8 @@ class StagedArtifact:
 
     def benchmark(self, inputs: Inputs | None = None, seconds: float = 2.0) -> Timing:
         """Time calls, stage by stage, on `inputs`, by default the sample inputs."""
+        for part in self.parts:
+            refuse_untimed(part)
         values = self._values(inputs)
         args, kwargs = structure.unflatten(self.binding.inputs, values)
         return benchmark(lambda: self(*args, **kwargs), seconds)

@@ -74,15 +74,25 @@ class TensorRTArtifact:
         self.reset()
 
     @staticmethod
-    def load(path: str | os.PathLike[str]) -> TensorRTArtifact:
+    def load(path: str | os.PathLike[str], host_code: bool) -> TensorRTArtifact:
         """Load an `.engine`.
+
+        Args:
+            path: the file.
+            host_code: the file may bring a runtime of its own, which TensorRT executes.
 
         Raises:
             FileFormatError: it is truncated, damaged or foreign.
             MissingDependencyError: TensorRT is not installed.
-            BackendError: there is no GPU, or the engine was built by another TensorRT or on another GPU.
+            BackendError: there is no GPU, the engine was built by another TensorRT or on another GPU, or it brings code
+                and may not.
         """
         file = EngineFile.load(path)
+        if file.host_code and not host_code:
+            raise BackendError(
+                f"{path}: a version-compatible engine brings a runtime of its own, code that would be executed: where"
+                " you trust the file, load it with host_code=True"
+            )
         library.require(f"{path}: running an engine")
         file = replace(file, device=file.device % device.count())
         file.check_here(file.device, path)

@@ -25,6 +25,7 @@ from burnish.backends.tensorrt.settings import DTYPES, Settings
 from burnish.backends.tensorrt.stages import StagedEngines
 from burnish.compiler.backend import Artifact, Finding
 from burnish.compiler.errors import BackendError, OptionError
+from burnish.compiler.options import check_options
 from burnish.compiler.printer import symbol_names
 from burnish.compiler.stages import stage_programs
 
@@ -104,15 +105,22 @@ class TensorRTBackend:
     def load(self, path: str | os.PathLike[str], options: Mapping[str, Any]) -> TensorRTArtifact | BundleArtifact:
         """Load an `.engine`, or a `.trtbundle`, which ONNX Runtime runs: loading builds nothing.
 
+        Args:
+            path: the file.
+            options: of an engine, `host_code`: let a version-compatible one bring its own runtime, code that TensorRT
+                executes. By default such a file is refused.
+
         Raises:
-            OptionError: options are given: what was built stays so.
+            OptionError: another option is given, or one for a bundle: what was built stays so.
             FileFormatError: the file is truncated, damaged or foreign.
             MissingDependencyError: TensorRT, which an engine needs, is not installed.
             BackendError: there is no GPU, or the engine was built by another TensorRT or on another GPU.
         """
+        if Path(path).suffix != BUNDLE:
+            return TensorRTArtifact.load(path, **check_options(self.name, options, {"host_code": False}))
         if options:
-            raise OptionError(f"{os.fspath(path)}: is loaded without options, so without {', '.join(options)}")
-        return BundleArtifact(Bundle.load(path)) if Path(path).suffix == BUNDLE else TensorRTArtifact.load(path)
+            raise OptionError(f"{os.fspath(path)}: a bundle is loaded without options, so without {', '.join(options)}")
+        return BundleArtifact(Bundle.load(path))
 
     def _engine(
         self, program: Program, settings: Settings, ranges: Mapping[str, Range] | None, number: int

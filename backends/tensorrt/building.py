@@ -132,7 +132,10 @@ def _profile(builder: trt.Builder, network: trt.INetworkDefinition, bundle: Bund
             used = True
         if tensor.is_shape_tensor:
             # Its values become sizes: the range stands under the input's own name.
-            ends, count = bundle.ranges[tensor.name], int(sizes[0]) if sizes else 1
+            ends, count = bundle.ranges.get(tensor.name), int(sizes[0]) if sizes else 1
+            if ends is None:
+                remedy = f'give its values a range, the option profiles=["{tensor.name}=1:8:32"]'
+                raise BackendError(f"the values of input {tensor.name!r} become sizes: {remedy}")
             profile.set_shape_input(tensor.name, [ends.least] * count, [ends.usual] * count, [ends.most] * count)
             used = True
     return profile if used else None

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
 
 from burnish.backends.onnx.artifact import OnnxArtifact
 from burnish.backends.onnx.settings import Settings as OnnxSettings
@@ -34,6 +34,8 @@ class BundleArtifact:
         program: what it came from; None for a loaded file.
         notes: what the user should know of the lowering.
     """
+
+    is_timed: ClassVar[bool] = False
 
     def __init__(self, bundle: Bundle, program: Program | None = None, notes: tuple[str, ...] = ()) -> None:
         self.bundle, self._program, self._notes = bundle, program, notes
@@ -65,17 +67,17 @@ class BundleArtifact:
             BackendError: an engine was asked for.
         """
         if Path(path).suffix != SUFFIX:
-            self._refuse(f"{os.fspath(path)}: an engine")
+            self.refuse(f"{os.fspath(path)}: an engine")
         bundle = self.bundle if self._program is None else self.bundle.with_expected(self._program)
         bundle.save(path)
 
     def benchmark(self, inputs: Inputs | None = None, seconds: float = 2.0) -> Timing:
         """Raise BackendError: there is no engine to time."""
-        self._refuse("a benchmark")
+        self.refuse("a benchmark")
 
     def profile(self, inputs: Inputs | None = None) -> Profile:
         """Raise BackendError: there is no engine to profile."""
-        self._refuse("a profile")
+        self.refuse("a profile")
 
     def notes(self) -> list[str]:
         """Return what the user should know of the lowering."""
@@ -95,7 +97,8 @@ class BundleArtifact:
         """Return the number of nodes in the graph."""
         return self._runnable.node_count()
 
-    def _refuse(self, what: str) -> NoReturn:
+    def refuse(self, what: str) -> NoReturn:
+        """Raise MissingDependencyError or BackendError: `what` needs an engine; says what is missing and what to do."""
         missing = library.package_reason()
         remedy = f"save a {SUFFIX}, and run `burnish build-trt` on a machine with TensorRT and a GPU"
         if missing:

@@ -5,7 +5,8 @@ of the network computes these, `index_copy` puts the results back. Its sizes dep
 have to be built for all of them. So the graph is cut where rows are chosen and where they are put back: a
 gate compacts the rows, and the engine behind it runs on as many as there are, or not at all.
 
-Not handled: exits of whole batches, a `cond`, which TensorRT runs itself; Programs with exits that update buffers.
+Not handled: gates that read constants; exits of whole batches, a `cond`, which TensorRT runs itself; Programs with
+exits that update buffers.
 """
 
 from __future__ import annotations
@@ -101,7 +102,8 @@ def stage_ranges(
                 _bound(node, known)
         names = symbol_names(stages[name]).names
         (own,) = stages[name].graphs.values()
-        ranges: dict[str, Range] = {}
+        # Of inputs whose values become sizes the range stands under their own name.
+        ranges = {str(node.target): given[str(node.target)] for node in placeholders(own) if node.target in given}
         for node, twin in zip(placeholders(graph), placeholders(own), strict=True):
             sample = stages[name].samples.get(str(twin.target))
             for index, (size, same) in enumerate(zip(_sizes(node), _sizes(twin), strict=True)):

@@ -16,13 +16,16 @@ from burnish.backends.tensorrt.bundle_artifact import BundleArtifact
 from burnish.backends.tensorrt.engine_file import SUFFIX as ENGINE
 from burnish.compiler.backend import Artifact
 
-__all__ = ["GATE", "StagedEngines", "with_files"]
+__all__ = ["GATE", "StagedEngines"]
 
 GATE = ".burnish"
 
 
 class StagedEngines(StagedArtifact):
-    """A StagedArtifact that is saved as engines, or, under a name that ends in `.trtbundle`, as bundles."""
+    """A StagedArtifact that is saved as engines, or, under a name that ends in `.trtbundle`, as bundles.
+
+    Under a name without either ending it is saved as what it is.
+    """
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write a folder; an interrupted save leaves an old one whole.
@@ -31,14 +34,18 @@ class StagedEngines(StagedArtifact):
             InputError: it cannot be written.
             BackendError: there are no engines, or a bundle was asked of loaded ones.
         """
-        stages = with_files(self.stages, self.parts, BUNDLE if Path(path).suffix == BUNDLE else ENGINE)
+        bundles = [part for part in self.parts if isinstance(part, BundleArtifact)]
+        wanted = Path(path).suffix
+        if bundles and wanted == ENGINE:
+            bundles[0].refuse(f"{os.fspath(path)}: an engine")
+        stages = _with_files(self.stages, self.parts, BUNDLE if bundles or wanted == BUNDLE else ENGINE)
         with writable_folder(path) as folder:
             stages.write(folder)
             for stage, part in zip(stages.stages, self.parts, strict=True):
                 part.save(folder / stage.file)
 
 
-def with_files(stages: Stages, parts: Sequence[Artifact], suffix: str) -> Stages:
+def _with_files(stages: Stages, parts: Sequence[Artifact], suffix: str) -> Stages:
     """Return `stages` with the names of their files: engines end in `suffix`, gates are Programs."""
     pairs = zip(stages.stages, parts, strict=True)
     named = [

@@ -14,6 +14,7 @@ from torch import nn
 import burnish
 from burnish import BackendError, Compiled, FileFormatError, InputError, OptionError
 from burnish.backends.stages import StagedArtifact
+from burnish.backends.stages.eager import EagerArtifact
 from tests.passes.test_partition import Net, inputs
 
 BACKENDS = ("onnx", "torchscript", "stages")
@@ -212,3 +213,16 @@ def test_where_a_folder_may_be(tmp_path: Path) -> None:
 def test_what_has_no_stages() -> None:
     with pytest.raises(BackendError, match="the program has no stages: put partition into the passes"):
         burnish.compile(Net().eval(), "default", inputs=inputs(4), backend="stages", progress=False)
+
+
+def test_a_program_runs_where_its_inputs_are() -> None:
+    """A gate reads what engines left on a GPU, and an input from the CPU; another device stands in for the GPU."""
+    program = burnish.capture(_Sum(), (torch.randn(2, 3), torch.randn(2, 3)))
+    artifact = EagerArtifact(program)
+    assert artifact(torch.ones(2, 3), torch.ones(2, 3, device="meta")).device.type == "meta"
+    assert artifact(torch.ones(2, 3), torch.ones(2, 3)).device.type == "cpu"
+
+
+class _Sum(nn.Module):
+    def forward(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        return x + y

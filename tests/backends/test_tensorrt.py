@@ -300,7 +300,7 @@ def test_two_files_that_are_not_engines(gpus: Gpus, tmp_path: Path) -> None:
     with pytest.raises(OptionError, match=r"ends in \.engine or \.trtbundle"):
         compiled.save(tmp_path / "net.onnx")
     compiled.save(tmp_path / "net.engine")
-    with pytest.raises(OptionError, match="without workspace"):
+    with pytest.raises(OptionError, match="no option 'workspace' \\(there are host_code\\)"):
         burnish.load(tmp_path / "net.engine", workspace=3)
     loaded = burnish.load(tmp_path / "net.engine")
     assert isinstance(loaded, TensorRTArtifact)

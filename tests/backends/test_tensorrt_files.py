@@ -133,12 +133,16 @@ def test_version_compatible_engines(gpus: Gpus, built: str, here: str, runs: boo
     burnish.compile(small(), inputs=(x,), backend=backend, progress=False).save(tmp_path / "net.engine")
     gpus.install(here)
     if runs:
-        loaded = burnish.load(tmp_path / "net.engine")
+        with pytest.raises(
+            BackendError, match=r"brings a runtime of its own, code that would be executed: .*host_code=True"
+        ):
+            burnish.load(tmp_path / "net.engine")
+        loaded = burnish.load(tmp_path / "net.engine", host_code=True)
         assert isinstance(loaded, TensorRTArtifact)
         torch.testing.assert_close(loaded(x), small()(x), rtol=1e-4, atol=1e-5)
     else:
         with pytest.raises(BackendError, match=f"built by TensorRT {built}, and this is {here}"):
-            burnish.load(tmp_path / "net.engine")
+            burnish.load(tmp_path / "net.engine", host_code=True)
 
 
 @pytest.mark.parametrize(("name", "capability"), [("Other GPU", (9, 0)), ("Fake GPU", (8, 6))])

@@ -124,6 +124,16 @@ def test_partitions_have_an_engine_each_on_their_gpu(gpus: Gpus, tmp_path: Path)
         burnish.load(tmp_path / "net")
 
 
+def test_stages_that_bring_code(gpus: Gpus, tmp_path: Path) -> None:
+    made = with_exits(0.25, 1, "tensorrt{version_compatible=true}")
+    made.save(tmp_path / "net.engine")
+    with pytest.raises(BackendError, match="brings a runtime of its own"):
+        burnish.load(tmp_path / "net.engine")
+    # The option is the engines': gates among them have none.
+    loaded = burnish.load(tmp_path / "net.engine", host_code=True)
+    torch.testing.assert_close(loaded(pictures()), made(pictures()))  # type: ignore[operator]
+
+
 def test_partitions_with_exits(gpus: Gpus) -> None:
     after = ',partition{cuts="stages.0 | stages.1 | stages.2 + head"}'
     gpus.names, gpus.capabilities = ["A"] * 3, [(9, 0)] * 3
@@ -143,9 +153,14 @@ def test_bundles_of_stages_without_tensorrt(tmp_path: Path, monkeypatch: pytest.
     with pytest.raises(burnish.BurnishError, match="needs an engine, and none was built"):
         made.save(tmp_path / "net.engine")
     assert list(tmp_path.iterdir()) == []
+    made.artifact.save(tmp_path / "plain")
+    assert {each.suffix for each in (tmp_path / "plain").iterdir()} == {".trtbundle", ".burnish", ".json"}
     made.save(tmp_path / "net.trtbundle")
     loaded = burnish.load(tmp_path / "net.trtbundle")
     assert isinstance(loaded, StagedArtifact)
     assert {type(part) for part in loaded.parts} == {BundleArtifact, EagerArtifact}
+    for staged in (made.artifact, loaded):
+        with pytest.raises(burnish.BurnishError, match="a benchmark needs an engine, and none was built"):
+            staged.benchmark((pictures(),))
     for each in (made, loaded):
         torch.testing.assert_close(each(pictures()), whole(pictures()), rtol=1e-4, atol=1e-5)

@@ -157,3 +157,21 @@ def test_compile_writes_a_bundle(burnish: Command, tmp_path: Path) -> None:
     assert (tmp_path / "net.trtbundle").is_file()
     result = burnish("compile", model, "-b", "tensorrt", "-o", tmp_path / "net.onnx")
     assert result.exit_code == 2 and "ends in .engine or .trtbundle" in result.stderr
+
+
+def test_a_bundle_of_stages_takes_the_place_of_an_older_one(burnish: Command, tmp_path: Path) -> None:
+    model, passes = "nets_of_the_command_tests:with_inputs", "default,partition{stages=2}"
+    for _ in range(2):
+        result = burnish("compile", model, "-b", "tensorrt", "-p", passes, "-o", tmp_path / "net.trtbundle")
+        assert result.exit_code == 0, result.output
+    assert {each.name for each in (tmp_path / "net.trtbundle").iterdir()} == {
+        "manifest.json", "stage1.trtbundle", "stage2.trtbundle"
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("verb", ["bench", "profile"])
+def test_a_bundle_is_run_but_not_timed(burnish: Command, bundle: Path, verb: str) -> None:
+    assert burnish("run", bundle).exit_code == 0
+    result = burnish(verb, bundle)
+    assert result.exit_code == 1
+    assert "needs an engine, and none was built" in result.stderr
