@@ -93,7 +93,7 @@ class TensorRTBackend:
         if len(whole.graphs) == 1:
             return self._engine(program, settings, None, 0)
         stages = stage_programs(whole)
-        ranges = stage_ranges(whole, stages, settings.ranges())
+        ranges = stage_ranges(program, whole, stages, settings.ranges())
         made: list[Artifact] = [
             EagerArtifact(stages[name])
             if part.is_gate

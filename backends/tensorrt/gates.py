@@ -81,22 +81,23 @@ def cut_at_gates(program: Program) -> tuple[Program, dict[str, Part]]:
 
 
 def stage_ranges(
-    program: Program, stages: Mapping[str, Program], given: Mapping[str, Range]
+    program: Program, cut: Program, stages: Mapping[str, Program], given: Mapping[str, Range]
 ) -> dict[str, dict[str, Range]]:
     """Return the sizes of every stage's symbols, by stage and by the name of the symbol there.
 
     As many rows as there are samples may stay behind an exit, and one at least where the stage runs.
 
     Args:
-        program: of several graphs.
+        program: as the user knows it, whose symbols are named in `given`.
+        cut: the same in several graphs.
         stages: these as Programs of their own.
         given: sizes by symbol that the user gave; of others the samples' count.
     """
-    known = _sample_ranges(program) | {
+    known = _sample_ranges(cut) | {
         symbol: given[name] for symbol, name in symbol_names(program).names.items() if name in given
     }
     found: dict[str, dict[str, Range]] = {}
-    for name, graph in program.graphs.items():
+    for name, graph in cut.graphs.items():
         for node in calls(graph):
             if operator_name(node.target) == _CHOICE:
                 _bound(node, known)

@@ -134,6 +134,34 @@ def test_stages_that_bring_code(gpus: Gpus, tmp_path: Path) -> None:
     torch.testing.assert_close(loaded(pictures()), made(pictures()))  # type: ignore[operator]
 
 
+class Crossed(nn.Module):
+    """What comes second is read first."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.second, self.head = nn.Linear(1, 8), nn.Linear(8, 8), nn.Linear(8, 3)
+
+    def forward(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        hidden = self.second(self.first(y.relu().sum(1, keepdim=True)).relu()).relu()
+        return self.head(hidden + x.sum(1, keepdim=True))
+
+
+@pytest.mark.parametrize("passes", ["default", "default,partition{stages=2}", "default,insert-exits{exits=1}"])
+def test_sizes_keep_their_names_in_stages(gpus: Gpus, passes: str) -> None:
+    x, y = torch.randn(2, 4), torch.randn(2, 6)
+    dims = [{0: torch.export.Dim.DYNAMIC, 1: torch.export.Dim.DYNAMIC}] * 2
+    backend = 'tensorrt{profiles=["B=1:2:4","S0=1:4:9","S1=1:6:7"]}'
+    made = burnish.compile(
+        Crossed().eval(), passes, inputs=(x, y), dynamic_shapes=dims, backend=backend, progress=False
+    )
+    assert made(torch.randn(4, 9), torch.randn(4, 7)).shape == (4, 3)
+    with pytest.raises(burnish.InputError, match="has size 8 in dimension 1"):
+        made(torch.randn(4, 9), torch.randn(4, 8))
+    with pytest.raises(burnish.InputError, match="has size 10 in dimension 1"):
+        made(torch.randn(4, 10), torch.randn(4, 7))
+
+
 def test_partitions_with_exits(gpus: Gpus) -> None:
     after = ',partition{cuts="stages.0 | stages.1 | stages.2 + head"}'
     gpus.names, gpus.capabilities = ["A"] * 3, [(9, 0)] * 3
