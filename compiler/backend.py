@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from burnish.compiler.profile import Profile
     from burnish.compiler.program import Program
 
-__all__ = ["Artifact", "Backend", "Finding"]
+__all__ = ["Artifact", "Backend", "Finding", "refuse_untimed", "suffixes"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +52,7 @@ class Backend(Protocol):
 
     name: ClassVar[str]
     suffix: ClassVar[str]
-    """Ending of the files that its artifacts save and load, ".onnx" for one."""
+    """Ending of the files that its artifacts save and load, ".onnx" for one; others are in `other_suffixes`, if any."""
 
     def target(self, options: Mapping[str, Any]) -> Target:
         """Return what passes may know of where the Program will run.
@@ -81,6 +81,11 @@ class Backend(Protocol):
         Raises:
             FileFormatError: the file is truncated or foreign.
         """
+
+
+def suffixes(backend: Backend) -> tuple[str, ...]:
+    """Return the endings of the files that the artifacts of `backend` save and load."""
+    return (backend.suffix, *getattr(backend, "other_suffixes", ()))
 
 
 class Artifact(Protocol):
@@ -122,3 +127,13 @@ class Artifact(Protocol):
 
     def node_count(self) -> int:
         """Return the number of operators or kernels in the lowered graph."""
+
+
+def refuse_untimed(artifact: Artifact) -> None:
+    """Let an artifact whose `is_timed` is False say why its calls are not to be timed: it stands for another.
+
+    Raises:
+        BurnishError: what its `benchmark` raises.
+    """
+    if not getattr(artifact, "is_timed", True):
+        artifact.benchmark()

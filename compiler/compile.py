@@ -17,7 +17,7 @@ import torch
 from torch.export import ExportedProgram
 
 from burnish.compiler import interpreter, numerics, structure
-from burnish.compiler.backend import Artifact, Backend
+from burnish.compiler.backend import Artifact, Backend, refuse_untimed, suffixes
 from burnish.compiler.binding import Binding
 from burnish.compiler.capture import Inputs, as_arguments, capture, evaluation_mode
 from burnish.compiler.context import Context
@@ -38,8 +38,6 @@ __all__ = ["Compiled", "compile_model"]
 
 Passes = Pipeline | str | Pass | Iterable[Pass | str]
 
-_TOLERANCE = {torch.float16: 5e-2, torch.bfloat16: 1e-1}
-_DEFAULT_TOLERANCE = 1e-3
 # Of a measurement that passes ask for: seconds of a turn.
 _TURN, _TURNS = 0.2, 5
 
@@ -134,10 +132,10 @@ class Compiled:
         Raises:
             OptionError: the file's ending is not the backend's.
         """
-        suffix = self._job.backend.suffix
-        if len(self.program.graphs) == 1 and Path(path).suffix != suffix:
+        known = suffixes(self._job.backend)
+        if len(self.program.graphs) == 1 and Path(path).suffix not in known:
             raise OptionError(
-                f"{os.fspath(path)}: an artifact of the backend {self._job.backend.name!r} ends in {suffix}"
+                f"{os.fspath(path)}: an artifact of the backend {self._job.backend.name!r} ends in {' or '.join(known)}"
             )
         self.artifact.save(path)
 
@@ -251,6 +249,7 @@ class _Job:
         timed = []
         for program in programs:
             artifact = self._lowered(program)
+            refuse_untimed(artifact)
             # Copied once: a copy's threads, which wait busily for more, would share the cores with the backend's.
             args, kwargs = program.sample_arguments()
             timed.append(partial(artifact, *args, **kwargs))
@@ -285,7 +284,7 @@ class _Job:
         report.artifact_drift = found
         # Of a model that came quantized, kernels of two runtimes round to different steps.
         lossy = is_lossy or _is_quantized(captured)
-        allowed = _tolerance(program)
+        allowed = numerics.tolerance(program)
         if found > allowed and not lossy:
             raise VerificationError(
                 f"the {self.backend.name} artifact differs from the model by {found:.3g} relative, where {allowed:g} is"
@@ -324,14 +323,3 @@ def _compare(program: Program, actual: Any, captured: Program, expected: Any, lo
     if lossy:
         found = {name: numerics.comparable(found[name], wanted[name]) for name in common}
     return numerics.worst_drift([found[name] for name in common], [wanted[name] for name in common])
-
-
-def _tolerance(program: Program) -> float:
-    """Return the largest drift that rounding explains, given the element types that the Program computes in."""
-    dtypes = {
-        value.dtype
-        for _, graph in program.all_graphs()
-        for node in graph.nodes
-        if isinstance(value := node.meta.get("val"), torch.Tensor)
-    }
-    return max([_DEFAULT_TOLERANCE, *(_TOLERANCE[dtype] for dtype in dtypes & _TOLERANCE.keys())])

@@ -20,7 +20,7 @@ from torch.fx.experimental.symbolic_shapes import ShapeEnv
 from burnish.compiler.expressions import SymbolNames, parse_expression
 from burnish.compiler.lexer import Cursor
 
-__all__ = ["Condition", "SizeRules", "conditions_of", "parse_condition", "range_conditions"]
+__all__ = ["Condition", "SizeRules", "conditions_of", "parse_condition", "parse_size", "range_conditions"]
 
 _RELATIONS: dict[str, Callable[[Any, Any], Any]] = {
     "==": operator.eq,
@@ -146,7 +146,7 @@ class SizeRules:
 
     def __init__(self, shapes: Mapping[str, tuple[int | str | None, ...]], conditions: tuple[str, ...]) -> None:
         self._sizes = [
-            (name, index, size, _expression(size))
+            (name, index, size, parse_size(size))
             for name, shape in shapes.items()
             for index, size in enumerate(shape)
             if isinstance(size, str)
@@ -216,7 +216,12 @@ def _is_range(condition: Condition) -> bool:
     return relation in ("<", "<=") or int(right) + (relation == ">") > _SPECIAL_SIZES
 
 
-def _expression(size: str) -> sympy.Expr:
+def parse_size(size: str) -> sympy.Expr:
+    """Read a size as it is written in a signature; equal names give equal symbols.
+
+    Raises:
+        TextError: it is no expression.
+    """
     return _read(size, parse_expression)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch.export import ExportedProgram
 
-from burnish.compiler.backend import Artifact, Backend
+from burnish.compiler.backend import Artifact, Backend, suffixes
 from burnish.compiler.errors import FileFormatError, InputError, OptionError
 from burnish.compiler.program import Program
 from burnish.compiler.quiet import quiet
@@ -68,7 +68,8 @@ def load(path: str | os.PathLike[str], **options: Any) -> Program | Artifact:
     """Load what `Program.save` or `Compiled.save` wrote; needs no model source.
 
     Args:
-        path: a file with one of the endings .burnish, .onnx, .pt; or the folder of a partitioned model.
+        path: a file with one of the endings .burnish, .onnx, .pt, .engine and .trtbundle; or the folder of a
+            partitioned model.
         options: of the backend that runs the file, `runtime="openvino"` for one; a Program takes none.
 
     Raises:
@@ -85,10 +86,10 @@ def load(path: str | os.PathLike[str], **options: Any) -> Program | Artifact:
         if options:
             raise OptionError(f"{file}: a Program is loaded without options, so without {', '.join(options)}")
         return Program.load(file)
-    suffixes = {find_backend(name).suffix: name for name in backend_names()}
+    backends = {suffix: name for name in backend_names() for suffix in suffixes(find_backend(name))}
     # A folder's name may have a point in it.
     suffix = "" if file.is_dir() else file.suffix
-    if suffix not in suffixes or (suffix == "") != file.is_dir():
-        known = sorted(each for each in suffixes if each)
+    if suffix not in backends or (suffix == "") != file.is_dir():
+        known = sorted(each for each in backends if each)
         raise FileFormatError(f"{file}: the ending must be one of .burnish, {', '.join(known)}")
-    return find_backend(suffixes[suffix]).load(file, options)
+    return find_backend(backends[suffix]).load(file, options)

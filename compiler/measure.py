@@ -1,6 +1,6 @@
-"""Time per call of something compiled.
+"""Time per call of something compiled, until its result is there: GPUs that hold a part of it are waited for.
 
-Cases not handled: asynchronous devices; the call must return when its result is there.
+Cases not handled: asynchronous devices other than CUDA's.
 """
 
 from __future__ import annotations
@@ -10,7 +10,10 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-__all__ = ["Timing", "benchmark"]
+import torch
+from torch.utils import _pytree as pytree
+
+__all__ = ["Timing", "benchmark", "timed"]
 
 _WARM_UP_CALLS = 3
 _WARM_UP_SHARE = 0.25
@@ -46,21 +49,30 @@ def benchmark(call: Callable[[], object], seconds: float = 2.0) -> Timing:
 
     A call that takes longer than `seconds` is timed once after the warm-up.
     """
-    first = _timed(call)
+    first = timed(call)
     warm_until = time.perf_counter() + seconds * _WARM_UP_SHARE
     warm_calls = 1
     while warm_calls < _WARM_UP_CALLS or time.perf_counter() < warm_until:
-        _timed(call)
+        timed(call)
         warm_calls += 1
     times: list[float] = []
     until = time.perf_counter() + seconds
     while not times or time.perf_counter() < until:
-        times.append(_timed(call))
+        times.append(timed(call))
     times.sort()
     return Timing(statistics.median(times), times[0], times[(len(times) * 9 - 1) // 10], len(times), first)
 
 
-def _timed(call: Callable[[], object]) -> float:
+def timed(call: Callable[[], object]) -> float:
+    """Return the seconds that one call takes until its result is there."""
     start = time.perf_counter()
-    call()
+    result = call()
+    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+        _wait_for(result)
     return time.perf_counter() - start
+
+
+def _wait_for(result: object) -> None:
+    """Wait until the GPUs that hold a part of a result have done their work."""
+    for device in {each.device for each in pytree.tree_leaves(result) if getattr(each, "is_cuda", False)}:
+        torch.cuda.synchronize(device)

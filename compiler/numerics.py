@@ -5,11 +5,17 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
-__all__ = ["Exact", "Lossy", "Numerics", "Reassociates", "comparable", "drift", "worst_drift"]
+if TYPE_CHECKING:
+    from burnish.compiler.program import Program
+
+__all__ = ["Exact", "Lossy", "Numerics", "Reassociates", "comparable", "drift", "tolerance", "worst_drift"]
+
+_TOLERANCE = {torch.float16: 5e-2, torch.bfloat16: 1e-1}
+_DEFAULT_TOLERANCE = 1e-3
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +44,7 @@ def drift(actual: Any, expected: Any) -> float:
     This is the relative error in the maximum norm (Higham, Accuracy and Stability of Numerical Algorithms, 6.2): one
     wrong element shows however many are right, and elements near zero do not blow it up. 0.0 means bit-equal (NaN
     equals NaN, and infinities must agree in place and sign). Integers, booleans and plain numbers are 0.0 when equal
-    and infinite otherwise, as are results of another shape, dtype or kind.
+    and infinite otherwise, as are results of another shape, dtype or kind. On which devices the two are does not count.
     """
     if not isinstance(expected, torch.Tensor) or not isinstance(actual, torch.Tensor):
         same = type(actual) is type(expected) and (actual == expected or (actual != actual and expected != expected))
@@ -47,6 +53,7 @@ def drift(actual: Any, expected: Any) -> float:
         return math.inf
     if expected.numel() == 0:
         return 0.0
+    actual = actual.to(expected.device)
     if not (expected.is_floating_point() or expected.is_complex()):
         return 0.0 if torch.equal(actual, expected) else math.inf
     wide = torch.complex128 if expected.is_complex() else torch.float64
@@ -75,6 +82,17 @@ def worst_drift(actual: Iterable[Any], expected: Iterable[Any]) -> float:
     """Return the largest drift over corresponding leaves; infinite when their numbers differ."""
     pairs = list(zip(actual, expected, strict=True))
     return max((drift(a, e) for a, e in pairs), default=0.0)
+
+
+def tolerance(program: Program) -> float:
+    """Return the largest drift that rounding explains, given the element types that `program` computes in."""
+    dtypes = {
+        value.dtype
+        for _, graph in program.all_graphs()
+        for node in graph.nodes
+        if isinstance(value := node.meta.get("val"), torch.Tensor)
+    }
+    return max([_DEFAULT_TOLERANCE, *(_TOLERANCE[dtype] for dtype in dtypes & _TOLERANCE.keys())])
 
 
 def _where(mask: torch.Tensor, value: torch.Tensor) -> torch.Tensor:

@@ -49,12 +49,21 @@ def build(model: bytes, cache: bytes) -> bytes:
     return bytes(memoryview(plan))
 
 
+class Profiler(trt.IProfiler):
+    def __init__(self) -> None:
+        trt.IProfiler.__init__(self)
+
+    def report_layer_time(self, layer_name: str, ms: float) -> None:
+        print(layer_name, ms)
+
+
 def run(plan: bytes, address: int, stream: int) -> dict[str, tuple[int, ...]]:
     engine = trt.Runtime(trt.Logger()).deserialize_cuda_engine(plan)
     assert engine is not None
     context = engine.create_execution_context()
     assert context is not None
     allocator = Allocator()
+    context.profiler = Profiler()
     for index in range(engine.num_io_tensors):
         name = engine.get_tensor_name(index)
         if engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT:

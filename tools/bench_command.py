@@ -44,10 +44,14 @@ def bench(
 
     [dim]burnish bench resnet.burnish resnet.onnx resnet.pt --input 'f32[1,3,224,224]'[/]
     """
+    from burnish.compiler.backend import refuse_untimed
     from burnish.compiler.progress import working
     from burnish.tools.runnable import Runnable
 
     runnables = [Runnable.load(file) for file in files]
+    for each in runnables:
+        if each.artifact is not None:
+            refuse_untimed(each.artifact)
     # Of all files a Program alone keeps example inputs: their sizes are for all, or some would have more to do.
     samples = {name: value for each in reversed(runnables) for name, value in each.samples.items()}
     calls = [_call(dataclasses.replace(each, samples=samples), inputs or [], seed) for each in runnables]
@@ -109,9 +113,9 @@ def _as_inputs(args: tuple[Any, ...], kwargs: dict[str, Any], parameters: tuple[
 
 def _in_turns(calls: Sequence[Callable[[], object]], seconds: float) -> list[Timing]:
     """Time each of `calls` for about `seconds` seconds, one call of each at a time, after a warm-up."""
-    from burnish.compiler.measure import Timing
+    from burnish.compiler.measure import Timing, timed
 
-    first = [_timed(call) for call in calls]
+    first = [timed(call) for call in calls]
     _rounds(calls, seconds * _WARM_UP_SHARE, least=_WARM_UP_CALLS - 1)
     times = _rounds(calls, seconds, least=1)
     return [
@@ -121,15 +125,11 @@ def _in_turns(calls: Sequence[Callable[[], object]], seconds: float) -> list[Tim
 
 
 def _rounds(calls: Sequence[Callable[[], object]], seconds: float, *, least: int) -> list[list[float]]:
+    from burnish.compiler.measure import timed
+
     times: list[list[float]] = [[] for _ in calls]
     until = time.perf_counter() + seconds * len(calls)
     while len(times[0]) < least or time.perf_counter() < until:
         for call, found in zip(calls, times, strict=True):
-            found.append(_timed(call))
+            found.append(timed(call))
     return times
-
-
-def _timed(call: Callable[[], object]) -> float:
-    start = time.perf_counter()
-    call()
-    return time.perf_counter() - start

@@ -12,6 +12,7 @@ from typing import Annotated
 import typer
 
 from burnish.tools.bench_command import bench, profile
+from burnish.tools.build_trt_command import build_trt
 from burnish.tools.check_command import check
 from burnish.tools.compile_command import capture, compile_model
 from burnish.tools.diff_command import diff
@@ -68,6 +69,7 @@ _VERBS: dict[str, Callable[..., None]] = {
     "passes": passes,
     "check": check,
     "doctor": doctor,
+    "build-trt": build_trt,
     "diff": diff,
     "run": run,
     "run-stages": run_stages,

@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 
 __all__ = ["capture", "compile_model"]
 
+# What the folder of a partitioned model has; imports for its name would cost the command's start.
+_MANIFEST = "manifest.json"
+
 
 def compile_model(
     model: ModelArgument,
@@ -56,7 +59,9 @@ def compile_model(
     from burnish.tools.model_files import check_writable
     from burnish.tools.pass_context import read_calibration
 
-    is_folder = output is not None and not Path(output).suffix and _may_have_stages(model, passes or "")
+    is_folder = output is not None and (
+        (Path(output) / _MANIFEST).is_file() or (not Path(output).suffix and _may_have_stages(model, passes or ""))
+    )
     if output is not None and is_folder:
         from burnish.backends.stages.artifact import check_folder
 
@@ -136,6 +141,7 @@ def _may_have_stages(model: str, passes: str) -> bool:
 
 def _check_backend(text: str, output: str | None) -> None:
     """Find the backend, and check that it writes files like `output`, before any work."""
+    from burnish.compiler.backend import suffixes
     from burnish.compiler.errors import BackendError, OptionError
     from burnish.compiler.loading import parse_backend
 
@@ -143,5 +149,6 @@ def _check_backend(text: str, output: str | None) -> None:
         backend, _ = parse_backend(text)
     except BackendError as error:
         raise OptionError(str(error)) from error
-    if output is not None and Path(output).suffix != backend.suffix:
-        raise OptionError(f"{output}: an artifact of the backend {backend.name!r} ends in {backend.suffix}")
+    if output is not None and Path(output).suffix not in suffixes(backend):
+        known = " or ".join(suffixes(backend))
+        raise OptionError(f"{output}: an artifact of the backend {backend.name!r} ends in {known}")

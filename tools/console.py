@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-__all__ = ["print_json", "print_lines", "print_program", "print_table", "say"]
+__all__ = ["finite", "print_json", "print_lines", "print_program", "print_table", "say"]
 
 _WIDE = 100_000
 _PROGRAM_STYLES = (
@@ -29,7 +29,7 @@ _PROGRAM_STYLES = (
 
 def print_json(data: Any) -> None:
     """Print `data` as JSON on standard output; numbers that JSON lacks (inf, nan) become strings."""
-    sys.stdout.write(json.dumps(_finite(data), indent=2, allow_nan=False, ensure_ascii=False) + "\n")
+    sys.stdout.write(json.dumps(finite(data), indent=2, allow_nan=False, ensure_ascii=False) + "\n")
 
 
 def print_table(
@@ -94,9 +94,10 @@ def _stream(error: bool) -> Any:
     return sys.stderr if error else sys.stdout
 
 
-def _finite(data: Any) -> Any:
+def finite(data: Any) -> Any:
+    """Return `data` with strings in place of the numbers that JSON lacks."""
     if isinstance(data, dict):
-        return {str(key): _finite(value) for key, value in data.items()}
+        return {str(key): finite(value) for key, value in data.items()}
     if isinstance(data, (list, tuple)):
-        return [_finite(value) for value in data]
+        return [finite(value) for value in data]
     return str(data) if isinstance(data, float) and not math.isfinite(data) else data

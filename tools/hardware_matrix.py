@@ -107,12 +107,9 @@ def openvino_capabilities() -> dict[str, frozenset[str]]:
 
 def tensorrt_reason() -> str:
     """Return why TensorRT cannot build engines here, as far as its package tells; "" where it can."""
-    try:
-        import tensorrt
-    except ImportError as error:
-        return "not installed" if isinstance(error, ModuleNotFoundError) else f"cannot be imported: {error}"
-    # Other packages go by the same name, and an incomplete one imports without its libraries.
-    return "" if hasattr(tensorrt, "Builder") else "the installed package has no Builder, so it is not NVIDIA's"
+    from burnish.backends.tensorrt.library import package_reason
+
+    return package_reason()
 
 
 def _onnxruntime(processor: Processor) -> Runtime:
@@ -169,7 +166,7 @@ def _torchscript(processor: Processor) -> Runtime:
 def _tensorrt(machine: Machine, missing: str) -> Runtime:
     reasons = [missing] if missing else []
     reasons += [] if machine.gpus else ["no GPU that PyTorch sees"]
-    options = "onnx{dialect=tensorrt}"
+    options = "tensorrt"
     if reasons:
         return Runtime("TensorRT", options, False, "; ".join(reasons), _NO)
     brain, integers = _on_gpu(machine, _GPU_BRAIN), _on_gpu(machine, _GPU_INT8)
@@ -215,8 +212,7 @@ def _brain(found: list[Runtime]) -> Iterator[Advice]:
 def _gpu(found: list[Runtime]) -> Iterator[Advice]:
     tensorrt = next(each for each in found if each.name == "TensorRT")
     if tensorrt.usable:
-        reason = "a GPU and TensorRT are here; burnish writes the ONNX file that TensorRT builds from"
-        yield Advice("TensorRT", f"-b '{tensorrt.options}' -o FILE.onnx", reason)
+        yield Advice("TensorRT", f"-b {tensorrt.options} -o FILE.engine", "a GPU and TensorRT are here")
     else:
-        reason = f"no engine can be built here ({tensorrt.reason}), but a file for another machine can be checked"
-        yield Advice("TensorRT elsewhere", "burnish check FILE --target tensorrt-11", reason)
+        reason = f"no engine can be built here ({tensorrt.reason}); there, `burnish build-trt FILE.trtbundle` does it"
+        yield Advice("TensorRT elsewhere", f"-b {tensorrt.options} -o FILE.trtbundle", reason)

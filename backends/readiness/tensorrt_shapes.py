@@ -44,12 +44,12 @@ class Range:
             match = _RANGE.fullmatch(text.strip())
             if match is None:
                 raise OptionError(
-                    f"--profile {text!r} is no range: write 'B=1:8:32', the least, usual and most, or 'B=8'"
+                    f"profile {text!r} is no range: write 'B=1:8:32', the least, usual and most, or 'B=8'"
                 )
             least = int(match["least"])
             found[match["name"]] = Range(least, int(match["usual"] or least), int(match["most"] or least))
             if not least <= found[match["name"]].usual <= found[match["name"]].most:
-                raise OptionError(f"--profile {text!r}: the sizes must not fall: least, usual, most")
+                raise OptionError(f"profile {text!r}: the sizes must not fall: least, usual, most")
         return found
 
 

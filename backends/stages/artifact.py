@@ -19,10 +19,11 @@ from burnish.backends.stages.pipelined import run_pipelined
 from burnish.backends.stages.plan import MANIFEST, Stages
 from burnish.compiler.artifact import ArtifactBase
 from burnish.compiler.atomic import atomic_path
-from burnish.compiler.backend import Artifact, Backend
+from burnish.compiler.backend import Artifact, Backend, refuse_untimed
 from burnish.compiler.binding import Binding
 from burnish.compiler.capture import Inputs
 from burnish.compiler.errors import InputError, OptionError
+from burnish.compiler.measure import Timing
 from burnish.compiler.profile import Profile, ProfileRow
 from burnish.compiler.program import Program
 from burnish.compiler.stages import stage_programs
@@ -55,6 +56,11 @@ class StagedArtifact(ArtifactBase):
     def binding(self) -> Binding:
         """How it is called."""
         return self.stages.binding
+
+    @property
+    def is_timed(self) -> bool:
+        """Whether the time of a call says something: no stage stands for another artifact."""
+        return all(getattr(part, "is_timed", True) for part in self.parts)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run stage by stage; same pytree in and out as the model, torch tensors.
@@ -129,6 +135,12 @@ class StagedArtifact(ArtifactBase):
         """Give the buffers that a run updates these values, by name."""
         for part in self.parts:
             part.restore({name: state[name] for name in part.state()})
+
+    def benchmark(self, inputs: Inputs | None = None, seconds: float = 2.0) -> Timing:
+        """Time calls, stage by stage, on `inputs`, by default the sample inputs; updated buffers are put back."""
+        for part in self.parts:
+            refuse_untimed(part)
+        return super().benchmark(inputs, seconds)
 
     def profile(self, inputs: Inputs | None = None) -> Profile:
         """Return the time of each node of one run, of all stages; updated buffers are put back."""

@@ -69,7 +69,11 @@ class StagesBackend:
             FileFormatError: a file is truncated or foreign.
         """
         stages = Stages.read(Path(path))
-        return StagedArtifact(stages, [_part(Path(path), stage, options) for stage in stages.stages])
+        # Where a folder holds Programs among other files, the options are of these.
+        mixed = any(not stage.file.endswith(_PROGRAM) for stage in stages.stages)
+        given = [{} if mixed and stage.file.endswith(_PROGRAM) else options for stage in stages.stages]
+        parts = [_part(Path(path), stage, each) for stage, each in zip(stages.stages, given, strict=True)]
+        return StagedArtifact(stages, parts)
 
 
 def _part(folder: Path, stage: Stage, options: Mapping[str, Any]) -> Artifact:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+from torch.utils import _pytree as pytree
 
 from burnish.compiler.artifact import ArtifactBase
 from burnish.compiler.binding import Binding
@@ -36,7 +37,8 @@ class EagerArtifact(ArtifactBase):
         return Binding.of(self.program)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """Run; same pytree in and out as the Program."""
+        """Run; same pytree in and out as the Program. Where an input is not on the CPU, all go there."""
+        args, kwargs = _together((args, kwargs))
         return self.program(*args, **kwargs)
 
     def save(self, path: str | os.PathLike[str]) -> None:
@@ -71,3 +73,11 @@ class EagerArtifact(ArtifactBase):
     def node_count(self) -> int:
         """Return the number of operators."""
         return self.program.node_count()
+
+
+def _together(values: Any) -> Any:
+    """Return values whose tensors are on one device: that of the first which is not on the CPU."""
+    away = [each.device for each in pytree.tree_leaves(values) if isinstance(each, torch.Tensor) and not each.is_cpu]
+    if not away:
+        return values
+    return pytree.tree_map(lambda each: each.to(away[0]) if isinstance(each, torch.Tensor) else each, values)

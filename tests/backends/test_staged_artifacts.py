@@ -14,6 +14,7 @@ from torch import nn
 import burnish
 from burnish import BackendError, Compiled, FileFormatError, InputError, OptionError
 from burnish.backends.stages import StagedArtifact
+from burnish.backends.stages.eager import EagerArtifact
 from tests.passes.test_partition import Net, inputs
 
 BACKENDS = ("onnx", "torchscript", "stages")
@@ -244,3 +245,16 @@ def test_measuring_leaves_buffers_as_they_were(backend: str, tmp_path: Path) -> 
     assert float(loaded(x)[0, 0]) == 3
     made.reset()
     assert float(made(x)[0, 0]) == 1
+
+
+def test_a_program_runs_where_its_inputs_are() -> None:
+    """A gate reads what engines left on a GPU, and an input from the CPU; another device stands in for the GPU."""
+    program = burnish.capture(_Sum(), (torch.randn(2, 3), torch.randn(2, 3)))
+    artifact = EagerArtifact(program)
+    assert artifact(torch.ones(2, 3), torch.ones(2, 3, device="meta")).device.type == "meta"
+    assert artifact(torch.ones(2, 3), torch.ones(2, 3)).device.type == "cpu"
+
+
+class _Sum(nn.Module):
+    def forward(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        return x + y

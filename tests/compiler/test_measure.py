@@ -1,6 +1,10 @@
 """Time per call."""
 
 import time
+from types import SimpleNamespace
+
+import pytest
+import torch
 
 from burnish.compiler.measure import benchmark
 
@@ -27,3 +31,12 @@ def test_a_slow_call_is_timed_once():
 def test_text_form_gives_milliseconds():
     text = str(benchmark(lambda: None, seconds=0.01))
     assert "median" in text and "ms" in text and "calls" in text
+
+
+def test_gpus_that_hold_the_result_are_waited_for(monkeypatch: pytest.MonkeyPatch):
+    waits = []
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "synchronize", waits.append)
+    here, there = (SimpleNamespace(is_cuda=index < 2, device=index) for index in (1, 2))
+    timing = benchmark(lambda: {"logits": here, "rest": [here, there, 3]}, seconds=0.001)
+    assert set(waits) == {1} and len(waits) > timing.calls
