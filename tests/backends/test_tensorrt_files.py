@@ -85,6 +85,24 @@ def test_what_a_bundle_holds(bundle: Path, tmp_path: Path) -> None:
     assert again.read_bytes() == bundle.read_bytes()
 
 
+def test_where_no_engine_is_built_a_warning_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(device, "count", lambda: 0)
+    for passes in ("default", "default,partition{stages=2}"):
+        model = nn.Sequential(small(), nn.Linear(8, 4)).eval()
+        with pytest.warns(UserWarning, match=r"no engine was built .*save a \.trtbundle") as record:
+            compiled = burnish.compile(model, passes, inputs=(torch.randn(2, 4),), backend="tensorrt", progress=False)
+        assert [each.filename for each in record] == [__file__]
+        assert "warning: no engine was built" in str(compiled.report)
+
+
+@pytest.mark.parametrize("passes", ["default,partition{stages=2,times=measured}", "canonicalize,prune{latency=0.5}"])
+def test_passes_do_not_measure_what_stands_for_an_engine(passes: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(device, "count", lambda: 0)
+    wide = nn.Sequential(nn.Linear(4, 256), nn.ReLU(), nn.Linear(256, 256), nn.ReLU(), nn.Linear(256, 4)).eval()
+    with pytest.raises(burnish.BurnishError, match="needs an engine, and none was built"):
+        burnish.compile(wide, passes, inputs=(torch.randn(2, 4),), backend="tensorrt", progress=False)
+
+
 def test_numbers_and_weights_beside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Above 2 GB the weights are a part of their own; the limit is lowered here."""
     monkeypatch.setattr(files, "MAX_INLINE", 1000)
