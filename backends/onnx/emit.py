@@ -94,6 +94,7 @@ def lower(program: Program, opset: int, standard: bool) -> Lowered:
         else:
             keep_sums_before_norms(model.graph)
             tile_quantized_factors(model.graph)
+        common.RemoveUnusedNodesPass()(model)
     outputs, state = _name_ends(model, program)
     _name_all(model, program)
     return Lowered(model, outputs, state, _numbers(program))
