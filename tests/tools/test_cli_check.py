@@ -577,6 +577,13 @@ def fixed_loop(draft: Draft) -> None:
     _loop(draft, [2, None], collects=True)  # type: ignore[list-item]
 
 
+def sum_of_two_pairs_beside_a_norm(draft: Draft) -> None:
+    # The convolution is read by another node too: no kernel joins it with the sum.
+    sum_of_two_pairs(draft)
+    draft.outputs["e"] = (Types.FLOAT, None)
+    draft.add("Softmax", ["c"], ["e"])
+
+
 CLEAN = [
     (clean, []),
     (whole_pair, []),
@@ -586,6 +593,7 @@ CLEAN = [
     (nonzero, []),
     (transposed_weight, []),
     (both_branches, []),
+    (sum_of_two_pairs_beside_a_norm, []),
     (one_direction, []),
     (dynamic_hardmax_beside_its_axis, ["--profile", "B=4"]),
     (fixed_loop, ["--profile", "N=4"]),
