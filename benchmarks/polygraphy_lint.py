@@ -15,6 +15,7 @@ from pathlib import Path
 
 import torch
 from polygraphy.json import save_json
+from polygraphy.logger import G_LOGGER
 from polygraphy.tools import main
 
 __all__ = ["complaints"]
@@ -47,6 +48,8 @@ def complaints(file: Path, feeds: Mapping[str, torch.Tensor]) -> list[str]:
 
 def _run(arguments: list[str]) -> tuple[int, str]:
     """Return a verb's exit status and what it prints; lint itself catches what ONNX Runtime writes to stderr."""
+    # Some warnings it gives once in a process, not once for each file.
+    G_LOGGER.once_logged.clear()
     printed = io.StringIO()
     with contextlib.redirect_stdout(printed):
         return int(main(arguments)), printed.getvalue()
