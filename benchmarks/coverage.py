@@ -41,7 +41,7 @@ from burnish.compiler import structure
 from burnish.compiler.numerics import worst_drift
 from burnish.compiler.verify import verify
 
-__all__ = ["Outcome", "Row", "batches_of", "fresh", "import_models", "isolated", "main", "measure", "text_of"]
+__all__ = ["Outcome", "Row", "batches_of", "eager", "fresh", "import_models", "isolated", "main", "measure", "text_of"]
 
 Result = TypeVar("Result")
 
@@ -110,7 +110,7 @@ def measure(entry: Entry, steps: tuple[str, ...]) -> Row:
     outcome = row.outcomes["capture"] = Outcome()
     with _recorded(outcome):
         model = entry.model()
-        expected = {batch: _eager(model, entry.inputs(batch)) for batch in BATCHES}
+        expected = {batch: eager(model, entry.inputs(batch)) for batch in BATCHES}
         start = time.perf_counter()
         program = burnish.capture(model, entry.inputs(BATCHES[0]))
         outcome.seconds = time.perf_counter() - start
@@ -165,7 +165,8 @@ def _judge(outcome: Outcome, entry: Entry, program: Any, called: dict[int, Any],
         outcome.reason = f"drift {worst:.2g}"
 
 
-def _eager(model: torch.nn.Module, inputs: Any) -> Any:
+def eager(model: torch.nn.Module, inputs: Any) -> Any:
+    """Return what the model gives in eager PyTorch; its buffers and `inputs` stay as they are."""
     # Forward may update buffers and write to its inputs: it gets copies of both.
     state = {name: value.clone() for name, value in model.named_buffers()}
     inputs = copy.deepcopy(inputs)

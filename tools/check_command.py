@@ -76,6 +76,11 @@ def _findings(file: Path, target: Target, ranges: dict[str, Range]) -> list[Find
     if file.suffix != ".burnish":
         raise InputError(f"{file}: the ending must be .onnx or .burnish")
     program = Program.load(file)
+    if len(program.graphs) > 1:
+        raise InputError(
+            f"{file}: a program of {len(program.graphs)} stages: `burnish compile {file} -p '' -b"
+            " 'onnx{dialect=...}' -o FOLDER` writes a file for each, to be checked one by one"
+        )
     with working(f"lowering for {target.name}"):
         graph, missing = target.lowered(program, str(file))
     if graph is None:

@@ -21,7 +21,7 @@ LIBRARIES = ("burnish", "torch", "numpy", "onnx", "onnxscript", "onnxsim", "onnx
 
 _CPUINFO, _CPU_LIMIT = Path("/proc/cpuinfo"), Path("/sys/fs/cgroup/cpu.max")
 # Other distributions of the same module.
-_ALSO = {"onnxruntime": ("onnxruntime-gpu",)}
+_ALSO = {"onnxruntime": ("onnxruntime-gpu",), "tensorrt": ("tensorrt-cu13", "tensorrt-cu12")}
 _GIB = 1 << 30
 
 

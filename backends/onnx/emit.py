@@ -26,7 +26,12 @@ from burnish.backends.onnx.decompose import decompose
 from burnish.backends.onnx.empty_rows import allow_no_rows
 from burnish.backends.onnx.quiet import quiet
 from burnish.backends.onnx.spellings import keep_pads_before_pools, keep_sums_before_norms, tile_quantized_factors
-from burnish.backends.onnx.tensorrt_spellings import name_squeezed_axes, sort_the_largest
+from burnish.backends.onnx.tensorrt_spellings import (
+    clip_integers_by_bounds,
+    name_squeezed_axes,
+    rearrange_blocks,
+    sort_the_largest,
+)
 from burnish.backends.onnx.translations import table
 from burnish.compiler.errors import BackendError
 from burnish.compiler.graphs import NameTable, name_of, output_of, placeholders
@@ -91,9 +96,12 @@ def lower(program: Program, opset: int, standard: bool) -> Lowered:
         if standard:
             name_squeezed_axes(model.graph)
             sort_the_largest(model.graph)
+            clip_integers_by_bounds(model.graph)
+            rearrange_blocks(model.graph)
         else:
             keep_sums_before_norms(model.graph)
             tile_quantized_factors(model.graph)
+        common.RemoveUnusedNodesPass()(model)
     outputs, state = _name_ends(model, program)
     _name_all(model, program)
     return Lowered(model, outputs, state, _numbers(program))

@@ -145,8 +145,7 @@ def _open(
     model: Model, settings: Settings, options: ort.SessionOptions, inspected: bool
 ) -> tuple[ort.InferenceSession, onnx.GraphProto | None]:
     graph, providers = model.graph.SerializeToString(), list(settings.providers)
-    # It completes layers between pairs, float biases for one, but also quantizes those that are to stay float.
-    left_out = ["WeightBiasQuantization"] if _keeps_layers(model.graph.graph) else []
+    left_out = _left_out(model.graph.graph, settings)
     if not inspected:
         return ort.InferenceSession(graph, options, providers=providers, disabled_optimizers=left_out), None
     with tempfile.TemporaryDirectory() as folder:
@@ -160,6 +159,25 @@ def _open(
         return session, onnx.load(path, load_external_data=False).graph
 
 
+def _left_out(graph: onnx.GraphProto, settings: Settings) -> list[str]:
+    """Return the optimizers of ONNX Runtime that would do harm."""
+    found = []
+    if _keeps_layers(graph):
+        # It completes layers between pairs, float biases for one, but also quantizes those that are to stay float.
+        found.append("WeightBiasQuantization")
+    if settings.providers == ("CPUExecutionProvider",) and _has_type(graph, onnx.TensorProto.FLOAT16):
+        # It swaps a Transpose and a Cast into a graph on which a later one crashes (microsoft/onnxruntime#28392).
+        found.append("MatmulTransposeFusion")
+    return found
+
+
+def _has_type(graph: onnx.GraphProto, dtype: int) -> bool:
+    """Tell whether inputs or constants have an element type, or casts give it."""
+    casts = (each.i for node in graph.node if node.op_type == "Cast" for each in node.attribute if each.name == "to")
+    inputs = (each.type.tensor_type.elem_type for each in graph.input)
+    return dtype in {*casts, *inputs, *(each.data_type for each in graph.initializer)}
+
+
 def _keeps_layers(graph: onnx.GraphProto) -> bool:
     """Tell whether a layer with a float weight reads what a Dequantize gives."""
     quantized = {value for node in graph.node if node.op_type == "DequantizeLinear" for value in node.output}
@@ -171,9 +189,7 @@ def _keeps_layers(graph: onnx.GraphProto) -> bool:
 
 def _remedy(model: Model) -> str:
     """Say what to do where the graph has bfloat16, which ONNX Runtime's words do not name."""
-    graph, bfloat16 = model.graph.graph, onnx.TensorProto.BFLOAT16
-    casts = (each.i for node in graph.node if node.op_type == "Cast" for each in node.attribute if each.name == "to")
-    if bfloat16 not in {*casts, *(each.data_type for each in graph.initializer)}:
+    if not _has_type(model.graph.graph, onnx.TensorProto.BFLOAT16):
         return ""
     return (
         "; it has few kernels for bfloat16 on the CPU: take runtime=openvino, the torchscript backend, or"

@@ -53,7 +53,8 @@ class Graph:
             name: of the file, for messages.
 
         Raises:
-            FileFormatError: a node reads what nothing before it makes, or ONNX cannot make sense of the graph.
+            FileFormatError: a node reads what nothing before it makes or makes what is there already, or ONNX cannot
+                make sense of the graph.
         """
         for each in model.opset_import:
             if not 0 < each.version < _VERSIONS:
@@ -106,6 +107,9 @@ def _scope(
             if value and not scope._has(value):
                 raise FileFormatError(f"{name}: node {node.name!r} reads {value!r}, which nothing before it makes")
             _note_reader(scope, value, node)
+        for value in each.output:
+            if value and (value in scope.producers or value in scope.constants or value in scope.starts):
+                raise FileFormatError(f"{name}: node {node.name!r} makes {value!r}, which is there already")
         scope.nodes.append(node)
         scope.producers.update({value: node for value in each.output if value})
         _note_constant(node)

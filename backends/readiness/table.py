@@ -26,6 +26,8 @@ class Restriction:
     Attributes:
         operators: those concerned.
         attribute: its value must be among `allowed`, or all its numbers `every`.
+        halves: an attribute that lists something for both ends or directions, which must be the same for both.
+        fixed: sizes of the first input that must be numbers: "all" of them, or that along the attribute "axis".
         absent: attributes that must not be given.
         constant: inputs that must be known when the engine is built, and equal `value` where that is given.
         needed: inputs that must be given.
@@ -40,6 +42,8 @@ class Restriction:
     attribute: str = ""
     allowed: tuple[Any, ...] = ()
     every: int | None = None
+    halves: str = ""
+    fixed: str = ""
     absent: tuple[str, ...] = ()
     constant: tuple[int, ...] = ()
     value: int | None = None
@@ -60,7 +64,8 @@ class Table:
 
     Attributes:
         release: "10.15".
-        opset: the newest that it reads.
+        oldest: the oldest opset that it reads.
+        opset: the newest.
         types: element types of a network's tensors.
         ends: element types of a network's inputs and outputs alone.
         operators: element types of the main operand, by operator.
@@ -77,6 +82,7 @@ class Table:
     """
 
     release: str
+    oldest: int
     opset: int
     types: frozenset[str]
     ends: frozenset[str]
@@ -124,6 +130,7 @@ def table_of(release: str) -> Table:
     shapes, pairs = data["shapes"], data["pairs"]
     return Table(
         release=exact,
+        oldest=data["opsets"]["oldest"],
         opset=data["versions"][exact],
         types=_types(" ".join(data["network"]["types"]), data),
         ends=frozenset(data["network"]["ends"]),

@@ -38,11 +38,10 @@ def tensorrt_findings(graph: Graph, table: Table, ranges: Mapping[str, Range]) -
         table: what the release takes.
         ranges: sizes of dynamic dimensions by symbol, the optimization profile.
     """
-    if graph.opset > table.opset:
-        reason = f"opset {graph.opset}; TensorRT {table.release} reads up to {table.opset}"
-        yield Finding(
-            "opset", "model", reason, "", "opset", f"lower with `onnx{{dialect=tensorrt,opset={_ours(table)}}}`"
-        )
+    if graph.opset and not table.oldest <= graph.opset <= table.opset:
+        reason = f"opset {graph.opset}; TensorRT {table.release} reads {table.oldest} to {table.opset}"
+        fix = f"lower with `onnx{{dialect=tensorrt,opset={_ours(table)}}}`"
+        yield Finding("opset", "model", reason, "", "opset", fix)
     for node in graph.nodes():
         yield from _operator_findings(node, table)
     yield from _value_findings(graph, table)
@@ -123,6 +122,10 @@ def _restriction_findings(node: Node, rule: Restriction) -> Iterator[Finding]:
         if rule.every is not None and value is not None and any(each != rule.every for each in value):
             reason = f"{rule.attribute} is {list(value)}; TensorRT has only {rule.every}"
             yield node.finding("attribute", reason, rule.fix)
+    if rule.halves:
+        yield from _half_findings(node, rule)
+    if rule.fixed:
+        yield from _size_findings(node, rule)
     for name in rule.absent:
         # 0 is what they are by default.
         if node.attribute(name):
@@ -141,6 +144,27 @@ def _restriction_findings(node: Node, rule: Restriction) -> Iterator[Finding]:
             yield node.finding("output", f"TensorRT does not give the result {_output_name(node, index)}", rule.fix)
     if rule.input in given:
         yield from _input_findings(node, rule)
+
+
+def _half_findings(node: Node, rule: Restriction) -> Iterator[Finding]:
+    if rule.halves == "activations" and node.attribute("direction", "forward") != "bidirectional":
+        return
+    given = [
+        each.decode(errors="replace") if isinstance(each, bytes) else str(each)
+        for each in node.attribute(rule.halves, ())
+    ]
+    middle = len(given) // 2
+    if given[:middle] != given[middle:]:
+        reason = f"{rule.halves} is {', '.join(given)}; TensorRT wants its two halves to be equal"
+        yield node.finding("attribute", reason, rule.fix)
+
+
+def _size_findings(node: Node, rule: Restriction) -> Iterator[Finding]:
+    sizes = node.shape(0) or ()
+    chosen = sizes if rule.fixed == "all" else sizes[node.attribute("axis", -1) :][:1]
+    if not all(isinstance(size, int) for size in chosen):
+        which = "sizes of its input" if rule.fixed == "all" else "size of its input along the axis"
+        yield node.finding("shape", f"the {which} must be known when the engine is built", rule.fix)
 
 
 def _constant_findings(node: Node, index: int, rule: Restriction) -> Iterator[Finding]:

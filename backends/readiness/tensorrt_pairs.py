@@ -133,7 +133,7 @@ def _sum_findings(node: Node) -> Iterator[Finding]:
     if not all(each is not None and each.operator == _DEQUANTIZE for each in sources):
         return
     makers = [_maker(each) for each in sources if each is not None]
-    if any(each is not None and each.operator in ("Conv", "ConvTranspose") for each in makers):
+    if any(each is not None and each.operator in ("Conv", "ConvTranspose") and _is_read_once(each) for each in makers):
         reason = "both operands have a pair: TensorRT joins sum and convolution where only the shortcut has one"
         yield node.finding("fusion", reason, _FIX)
 
@@ -148,6 +148,12 @@ def _maker(dequantize: Node) -> Node | None:
     """Return what computes the floats of a pair."""
     quantize = dequantize.source(0)
     return quantize.source(0) if quantize is not None and quantize.operator == _QUANTIZE else None
+
+
+def _is_read_once(node: Node) -> bool:
+    """Tell whether a result goes to one node: one that others read too is not joined with any of them."""
+    value = node.proto.output[0]
+    return len(node.scope.readers(value)) == 1 and not node.scope.is_output(value)
 
 
 def _is_dequantized(node: Node, index: int, table: Table) -> bool:

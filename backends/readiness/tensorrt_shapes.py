@@ -12,6 +12,8 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
+import onnx
+
 from burnish.backends.readiness.graph import Graph
 from burnish.backends.readiness.nodes import Node, Scope
 from burnish.backends.readiness.table import Table
@@ -37,7 +39,7 @@ class Range:
         """Read `B=1:8:32`, or `B=8` for one size.
 
         Raises:
-            OptionError: a text is no range, or its sizes are not in order.
+            OptionError: a text is no range, its sizes are not in order, or a name comes twice.
         """
         found: dict[str, Range] = {}
         for text in texts:
@@ -46,6 +48,8 @@ class Range:
                 raise OptionError(
                     f"profile {text!r} is no range: write 'B=1:8:32', the least, usual and most, or 'B=8'"
                 )
+            if match["name"] in found:
+                raise OptionError(f"--profile {text!r}: {match['name']} has a range already")
             least = int(match["least"])
             found[match["name"]] = Range(least, int(match["usual"] or least), int(match["most"] or least))
             if not least <= found[match["name"]].usual <= found[match["name"]].most:
@@ -173,6 +177,14 @@ def _loop_findings(node: Node) -> Iterator[Finding]:
         reason = "it collects a result in every round, and how many rounds there are is not known when it is built"
         yield node.finding("shape", reason, "loop a fixed number of times")
     for before, after in zip(body.input[2:], body.output[1:], strict=False):
-        sizes = [[(d.dim_value, d.dim_param) for d in end.type.tensor_type.shape.dim] for end in (before, after)]
-        if all(end.type.tensor_type.HasField("shape") for end in (before, after)) and sizes[0] != sizes[1]:
+        if _differ(before.type.tensor_type, after.type.tensor_type):
             yield node.finding("shape", f"what it carries as {before.name!r} changes its shape from round to round")
+
+
+def _differ(before: onnx.TypeProto.Tensor, after: onnx.TypeProto.Tensor) -> bool:
+    """Tell whether two shapes are known to differ."""
+    if not (before.HasField("shape") and after.HasField("shape")):
+        return False
+    pairs = list(zip(before.shape.dim, after.shape.dim, strict=False))
+    known = [(a.dim_value, b.dim_value) for a, b in pairs if a.HasField("dim_value") and b.HasField("dim_value")]
+    return len(before.shape.dim) != len(after.shape.dim) or any(a != b for a, b in known)

@@ -1,5 +1,8 @@
 """Models on which the lowering to ONNX, or ONNX Runtime itself, once went wrong; found by benchmarks/coverage.py."""
 
+import subprocess
+import sys
+
 import onnxruntime
 import pytest
 import torch
@@ -120,3 +123,28 @@ def test_activations_in_both_precisions(function, dialect: str, dtype: torch.dty
     for actual, wanted in zip(compiled(x), expected, strict=True):
         assert actual.dtype == dtype
         assert drift(actual, wanted) <= (1e-14 if dtype == torch.float64 else 1e-6)
+
+
+_TRANSPOSED = """
+import torch, burnish
+from torch import nn
+
+class Turned(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Linear(8, 8), nn.Linear(8, 8)
+
+    def forward(self, x):
+        return self.second(self.first(x).transpose(0, 1))
+
+x = torch.randn(2, 6, 8)
+model = Turned().eval()
+compiled = burnish.compile(model, "default,precision{dtype=fp16}", (x,), progress=False)
+assert (compiled(x) - model(x)).abs().max() < 1e-2
+"""
+
+
+def test_a_float16_matmul_behind_a_transpose_does_not_crash_onnx_runtime() -> None:
+    # In a process of its own: it once ended by a signal (microsoft/onnxruntime#28392).
+    done = subprocess.run([sys.executable, "-c", _TRANSPOSED], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr

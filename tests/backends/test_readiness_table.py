@@ -31,7 +31,8 @@ def test_restrictions_name_inputs_and_attributes_that_exist() -> None:
             continue
         schema = onnx.defs.get_schema(name, onnx.defs.onnx_opset_version(), "")
         for rule in rules:
-            attributes = {*rule.absent, *([rule.attribute] if rule.attribute else [])}
+            attributes = {*rule.absent, rule.attribute, rule.halves} - {""}
+            assert rule.fixed in ("", "all", "axis")
             assert attributes <= set(schema.attributes), name
             assert all(index < len(schema.inputs) for index in (*rule.constant, *rule.needed, *rule.unused_inputs))
             assert all(index < len(schema.outputs) for index in rule.unused_outputs)

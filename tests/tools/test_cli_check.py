@@ -280,6 +280,85 @@ def newer_opset(draft: Draft) -> None:
     clean(draft)
 
 
+def older_opset(draft: Draft) -> None:
+    draft.domains[""] = 8
+    clean(draft)
+
+
+def transform(draft: Draft) -> None:
+    draft.add("DFT", ["x", "", draft.hold("axis", 1, np.int64)], ["y"])
+    draft.inputs["x"] = (Types.FLOAT, [2, 16, 1])
+
+
+def attention_with_a_flat_mask(draft: Draft) -> None:
+    draft.domains[""] = 23
+    draft.inputs["m"] = (Types.FLOAT, [8, 8])
+    draft.add("Attention", ["x", "x", "x", "m"], ["y"])
+
+
+def uneven_pads(draft: Draft) -> None:
+    draft.hold("w", np.ones((16, 16, 3, 3))), draft.hold("o", np.zeros((2, 18, 7, 7)))
+    draft.add("DeformConv", ["x", "w", "o"], ["y"], kernel_shape=[3, 3], pads=[0, 0, 1, 1])
+
+
+def uneven_directions(draft: Draft) -> None:
+    draft.inputs["x"] = (Types.FLOAT, [3, 2, 4])
+    draft.hold("w", np.ones((2, 20, 4))), draft.hold("r", np.ones((2, 20, 5)))
+    names = ["Sigmoid", "Tanh", "Tanh", "Sigmoid", "Tanh", "Relu"]
+    draft.add("LSTM", ["x", "w", "r"], ["y"], direction="bidirectional", hidden_size=5, activations=names)
+
+
+def dynamic_identity(draft: Draft) -> None:
+    draft.inputs["x"] = (Types.FLOAT, ["B", 16])  # type: ignore[assignment,list-item]
+    draft.add("EyeLike", ["x"], ["y"])
+
+
+def dynamic_hardmax(draft: Draft) -> None:
+    draft.inputs["x"] = (Types.FLOAT, [2, "N"])  # type: ignore[assignment,list-item]
+    draft.add("Hardmax", ["x"], ["y"])
+
+
+def volume_samples(draft: Draft) -> None:
+    draft.inputs["x"] = (Types.FLOAT, [2, 3, 4, 4, 4])
+    draft.add("GridSample", ["x", draft.hold("g", np.zeros((2, 4, 4, 4, 3)))], ["y"])
+
+
+def _loop(draft: Draft, carried: list[str | int], collects: bool, operator: str = "Relu") -> None:
+    """A loop over x with one round for each of "n", which carries a value and perhaps collects one."""
+    ends = [
+        helper.make_tensor_value_info("go_on", Types.BOOL, []),
+        helper.make_tensor_value_info("b", Types.FLOAT, carried),
+        *([helper.make_tensor_value_info("c", Types.FLOAT, None)] if collects else []),
+    ]
+    starts = [
+        helper.make_tensor_value_info("i", Types.INT64, []),
+        helper.make_tensor_value_info("go", Types.BOOL, []),
+        helper.make_tensor_value_info("a", Types.FLOAT, [2, "N"]),
+    ]
+    nodes = [
+        helper.make_node("Identity", ["go"], ["go_on"]),
+        helper.make_node(operator, ["a", *(["a"] if operator == "Concat" else [])], ["b"], **(
+            {"axis": 0} if operator == "Concat" else {}
+        )),
+        *([helper.make_node("Neg", ["a"], ["c"])] if collects else []),
+    ]  # fmt: skip
+    body = helper.make_graph(nodes, "body", starts, ends)
+    draft.inputs["x"] = (Types.FLOAT, [2, "N"])  # type: ignore[assignment,list-item]
+    if collects:
+        draft.outputs["z"] = (Types.FLOAT, None)
+    draft.add("Loop", ["n", draft.hold("go_in", True, np.bool_), "x"], ["y", *(["z"] if collects else [])], body=body)
+
+
+def collecting_loop(draft: Draft) -> None:
+    draft.inputs["n"] = (Types.INT64, [])
+    _loop(draft, [2, "N"], collects=True)
+
+
+def growing_loop(draft: Draft) -> None:
+    draft.hold("n", 3, np.int64)
+    _loop(draft, [4, "N"], collects=False, operator="Concat")
+
+
 def dilated_pool(draft: Draft) -> None:
     draft.add("MaxPool", ["x"], ["y"], kernel_shape=[2, 2], dilations=[2, 2])
 
@@ -390,7 +469,17 @@ FAULTS: list[tuple[Callable[[Draft], None], str, str, str]] = [
     (float_shape_input, "shape-tensor", "n", "must be int32 or int64, not float32"),
     (long_shape, "shape-tensor", "n0", "65 sizes"),
     (state, "state", "count", "an update is lost"),
-    (newer_opset, "opset", "opset", "opset 25; TensorRT 11.0 reads up to 24"),
+    (older_opset, "opset", "opset", "opset 8; TensorRT 11.0 reads 9 to 24"),
+    (newer_opset, "opset", "opset", "opset 25; TensorRT 11.0 reads 9 to 24"),
+    (transform, "operator", "n0", "TensorRT parses it from 11.2 on, not 11.0"),
+    (attention_with_a_flat_mask, "shape", "n0", "attn_mask has 2 dimensions; TensorRT takes 4"),
+    (uneven_pads, "attribute", "n0", "pads is 0, 0, 1, 1; TensorRT wants its two halves to be equal"),
+    (uneven_directions, "attribute", "n0", "activations is Sigmoid, Tanh, Tanh, Sigmoid, Tanh, Relu"),
+    (dynamic_identity, "shape", "n0", "the sizes of its input must be known"),
+    (dynamic_hardmax, "shape", "n0", "the size of its input along the axis must be known"),
+    (volume_samples, "shape", "n0", "X has 5 dimensions; TensorRT takes 4"),
+    (collecting_loop, "shape", "n0", "how many rounds there are is not known"),
+    (growing_loop, "shape", "n0", "what it carries as 'a' changes its shape"),
     (dilated_pool, "attribute", "n0", "dilations is [2, 2]"),
     (pool_indices, "output", "n0", "does not give the result Indices"),
     (cubic_resize, "attribute", "n0", "mode is cubic"),
@@ -471,6 +560,30 @@ def both_branches(draft: Draft) -> None:
     draft.add("If", ["c"], ["y"], **branches)
 
 
+def one_direction(draft: Draft) -> None:
+    draft.inputs["x"] = (Types.FLOAT, [3, 2, 4])
+    draft.hold("w", np.ones((1, 20, 4))), draft.hold("r", np.ones((1, 20, 5)))
+    draft.add("LSTM", ["x", "w", "r"], ["y"], hidden_size=5, activations=["Sigmoid", "Tanh", "Relu"])
+
+
+def dynamic_hardmax_beside_its_axis(draft: Draft) -> None:
+    draft.inputs["x"] = (Types.FLOAT, ["B", 16])  # type: ignore[assignment,list-item]
+    draft.add("Hardmax", ["x"], ["y"], axis=1)
+
+
+def fixed_loop(draft: Draft) -> None:
+    draft.hold("n", 3, np.int64)
+    # A size without a name may be the same as one with a name.
+    _loop(draft, [2, None], collects=True)  # type: ignore[list-item]
+
+
+def sum_of_two_pairs_beside_a_norm(draft: Draft) -> None:
+    # The convolution is read by another node too: no kernel joins it with the sum.
+    sum_of_two_pairs(draft)
+    draft.outputs["e"] = (Types.FLOAT, None)
+    draft.add("Softmax", ["c"], ["e"])
+
+
 CLEAN = [
     (clean, []),
     (whole_pair, []),
@@ -480,6 +593,10 @@ CLEAN = [
     (nonzero, []),
     (transposed_weight, []),
     (both_branches, []),
+    (sum_of_two_pairs_beside_a_norm, []),
+    (one_direction, []),
+    (dynamic_hardmax_beside_its_axis, ["--profile", "B=4"]),
+    (fixed_loop, ["--profile", "N=4"]),
 ]
 
 
@@ -559,6 +676,15 @@ def test_a_newer_release_takes_more(burnish: Command, tmp_path: Path, release: s
     assert all("from 10.14 on" in each["reason"] and "opset=20" in each["fix"] for each in found)
 
 
+@pytest.mark.parametrize("plant", [transform, volume_samples], ids=lambda each: each.__name__)
+def test_11_2_takes_transforms_and_samples_of_volumes(
+    burnish: Command, tmp_path: Path, plant: Callable[[Draft], None]
+) -> None:
+    file = write(tmp_path, plant)
+    assert burnish("check", file, "-t", "tensorrt-11.1").exit_code == 1
+    assert burnish("check", file, "-t", "tensorrt-11.2").exit_code == 0
+
+
 def test_squeeze_without_axes_is_taken_from_11_5_on(burnish: Command, tmp_path: Path) -> None:
     file = write(tmp_path, squeeze_all)
     assert burnish("check", file, "-t", "tensorrt-11.4").exit_code == 1
@@ -636,10 +762,13 @@ def test_what_onnx_cannot_express_of_a_program_is_a_finding(burnish: Command, tm
         (["{file}", "-t", "opset-2"], "no target is called 'opset-2'"),
         (["{file}", "-t", "tensorrt-11", "--profile", "B"], "is no range: write 'B=1:8:32'"),
         (["{file}", "-t", "tensorrt-11", "--profile", "B=8:4:2"], "must not fall"),
+        (["{file}", "-t", "tensorrt-11", "--profile", "B=4", "--profile", "B=8"], "B has a range already"),
         (["{file}", "-t", "tensorrt-11", "--profile", "C=1:2:3"], "no dynamic size 'C'; there are B"),
         (["{file}", "-t", "onnxruntime", "--profile", "B=1:2:3"], "only TensorRT has profiles"),
         (["{folder}/foreign.onnx", "-t", "tensorrt-11"], "truncated, or not an ONNX file"),
         (["{folder}/broken.onnx", "-t", "tensorrt-11"], "node 'n0' reads 'nowhere', which nothing before it makes"),
+        (["{folder}/twice.onnx", "-t", "tensorrt-11"], "node 'n1' makes 'y', which is there already"),
+        (["{folder}/stages.burnish", "-t", "tensorrt-11"], "a program of 2 stages: `burnish compile"),
         (["{folder}/other.txt", "-t", "tensorrt-11"], "the ending must be .onnx or .burnish"),
         (["{folder}/net.burnish", "-t", "opset-12"], "a program is lowered to opsets 18 to 23"),
     ],
@@ -654,6 +783,13 @@ def test_what_cannot_be_checked_is_status_2(
     draft = Draft()
     draft.add("Relu", ["nowhere"], ["y"])
     onnx.save(draft.model(), tmp_path / "broken.onnx")
+    draft = Draft()
+    draft.add("Relu", ["x"], ["y"])
+    draft.add("Neg", ["x"], ["y"])
+    onnx.save(draft.model(), tmp_path / "twice.onnx")
+    layers = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
+    stages = api.Pipeline.parse("canonicalize,partition{stages=2}")
+    stages.run(api.capture(layers, (torch.randn(2, 4),)), api.Context(progress=False)).save(tmp_path / "stages.burnish")
     result = burnish("check", *[each.format(file=file, folder=tmp_path) for each in options])
     assert result.exit_code == 2, result.stdout + result.stderr
     assert message in result.stderr

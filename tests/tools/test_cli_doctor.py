@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import sys
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from types import ModuleType
 
 import pytest
 import torch
 from command_line import Command
 
+from burnish import Pipeline
 from burnish.tools.hardware_matrix import Runtime, advice, runtimes, tensorrt_reason
 from burnish.tools.machine import LIBRARIES, Gpu, Machine, Processor
 
@@ -131,11 +132,17 @@ def test_recommended_options_are_options() -> None:
 
     from burnish.compiler.loading import parse_backend
 
-    here = machine(SAPPHIRE_RAPIDS, H200)
-    for each in advice(here, list(table(here, openvino="BF16 INT8", tensorrt="").values())):
+    rich, poor = machine(SAPPHIRE_RAPIDS, H200), machine(HASWELL)
+    given = [
+        *advice(rich, list(table(rich, openvino="BF16 INT8", tensorrt="").values())),
+        *advice(poor, list(table(poor).values())),
+    ]
+    for each in given:
         for text in re.findall(r"-b '([^']*)'", each.options):
             backend, options = parse_backend(text)
             backend.target(options)
+        for text in re.findall(r"-p '?([^' ]+)", each.options):
+            Pipeline.parse(text, Pipeline.parse("canonicalize"))
 
 
 def test_a_package_of_the_name_without_a_builder(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -143,3 +150,17 @@ def test_a_package_of_the_name_without_a_builder(monkeypatch: pytest.MonkeyPatch
     assert "no Builder" in tensorrt_reason()
     monkeypatch.setitem(sys.modules, "tensorrt", None)
     assert tensorrt_reason() == "not installed"
+
+
+def test_versions_are_found_under_the_other_names_of_a_distribution(monkeypatch: pytest.MonkeyPatch) -> None:
+    installed = {"tensorrt-cu12": "11.4.0", "onnxruntime-gpu": "1.31.0"}
+
+    def found(name: str) -> str:
+        if name in installed:
+            return installed[name]
+        raise PackageNotFoundError(name)
+
+    monkeypatch.setattr("burnish.tools.machine.version", found)
+    versions = Machine.here().versions
+    assert (versions["tensorrt"], versions["onnxruntime"]) == ("11.4.0", "1.31.0")
+    assert versions["openvino"] is None
