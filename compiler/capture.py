@@ -30,6 +30,7 @@ from burnish.compiler.quantized_modules import holds_quantized_modules, with_pai
 from burnish.compiler.quantized_values import QuantizedValues
 from burnish.compiler.quiet import quiet
 from burnish.compiler.special_sizes import without_harmless_conditions
+from burnish.compiler.types_text import format_type
 
 __all__ = ["as_arguments", "capture", "evaluation_mode"]
 
@@ -137,7 +138,7 @@ def _export(
                 traced = torch.fx.symbolic_trace(model)
                 return torch.export.export(traced, args, kwargs, dynamic_shapes=dynamic_shapes, strict=False)
             except Exception as trace_error:
-                raise CaptureError(_explain(model, export_error, trace_error)) from export_error
+                raise CaptureError(_explain(model, args, kwargs, export_error, trace_error)) from export_error
 
 
 def _register_results(model: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
@@ -151,7 +152,23 @@ def _run(model: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) 
     return torch.func.functional_call(model, buffers, *copy.deepcopy((args, kwargs)))
 
 
-def _explain(model: torch.nn.Module, export_error: Exception, trace_error: Exception) -> str:
+def _explain(
+    model: torch.nn.Module,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    export_error: Exception,
+    trace_error: Exception,
+) -> str:
+    try:
+        with torch.no_grad():
+            _run(model, args, kwargs)
+    except Exception as error:
+        given = ", ".join([*map(_described, args), *(f"{name}: {_described(each)}" for name, each in kwargs.items())])
+        return (
+            f"{type(model).__name__} does not run on these inputs, ({given}){_place(model, error)}\n"
+            f"  PyTorch: {_first_line(error)}\n"
+            f"  remedy: inputs that forward{inspect.signature(model.forward)} takes"
+        )
     place = _place(model, export_error)
     words = str(export_error)
     # By its name: importing its module takes long, and only this needs it.
@@ -169,6 +186,10 @@ def _explain(model: torch.nn.Module, export_error: Exception, trace_error: Excep
         "  remedy: rewrite data-dependent Python control flow with torch.cond or torch.where,"
         " and non-tensor code outside forward"
     )
+
+
+def _described(value: Any) -> str:
+    return format_type(value) if isinstance(value, torch.Tensor) else type(value).__name__
 
 
 def _place(model: torch.nn.Module, error: BaseException) -> str:

@@ -334,7 +334,10 @@ def _made(item: SpecItem, default: Pipeline | None) -> Iterable[Pass]:
     if item.name != "default":
         return (_make(item),)
     if default is None:
-        raise PipelineError("'default' stands for the passes of a backend: it can be used where a backend is given")
+        raise PipelineError(
+            "'default' stands for the passes of a backend: it can be used where a backend is given,"
+            " backend=, or --backend on the command line"
+        )
     if item.options or item.body is not None:
         raise OptionError("'default' takes no options: write out its passes to give them some")
     return default.passes

@@ -40,7 +40,11 @@ def quiet() -> Iterator[None]:
     # It prints the graph so far on standard error before it raises: a print of its own is all that this hides.
     vars(_trace)["print"] = _no_print
     try:
-        with silenced("torch.export", "torch.fx.experimental.symbolic_shapes", level=logging.ERROR):
+        with (
+            silenced("torch.export", "torch.fx.experimental.symbolic_shapes", level=logging.ERROR),
+            # It logs the traceback of what it raises.
+            silenced("torch._subclasses.fake_tensor"),
+        ):
             yield
     finally:
         vars(_trace).pop("print", None)

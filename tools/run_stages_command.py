@@ -33,7 +33,7 @@ def run_stages(
     dist_backend: Annotated[
         str, typer.Option(metavar="|".join(_BACKENDS), help="gloo for processors, nccl for GPUs.")
     ] = "gloo",
-    micro_batches: Annotated[int, typer.Option(min=1, help="Parts of a batch.")] = 4,
+    micro_batches: Annotated[int, typer.Option(min=1, help="Parts of a batch.")] = 2,
     steps: Annotated[int, typer.Option(min=1, help="How many batches, for the time of one.")] = 1,
     npz: Annotated[
         Path | None,
@@ -74,6 +74,8 @@ def run_stages(
     if loss is not None and npz is None:
         raise OptionError("--loss needs --inputs FILE.npz with an array 'target'")
     if loss is None:
+        if output is not None and Path(output).suffix != ".npz":
+            raise OptionError(f"--output {output}: outputs are written as .npz")
         check_writable(output)
     elif output is not None:
         from burnish.backends.stages.artifact import check_folder

@@ -15,12 +15,14 @@ import onnxruntime as ort
 from burnish.compiler.errors import MissingDependencyError, OptionError
 from burnish.compiler.options import check_options
 
-__all__ = ["DEFAULT_OPSETS", "Settings"]
+__all__ = ["DEFAULT_OPSETS", "OPSETS", "Settings"]
 
 DEFAULT_OPSETS = {"ort": 23, "standard": 20, "openvino": 20, "tensorrt": 20}
 """By dialect: 20 has Gelu and is read everywhere; 23 has RMSNormalization, one kernel in ONNX Runtime."""
 
-_OPSETS = range(18, 24)
+OPSETS = range(18, 24)
+"""Those that are written."""
+
 _RUNTIMES = ("onnxruntime", "openvino")
 _ONLY_ONNX_RUNTIME = ("providers", "profile", "graph_optimization")
 _LEVELS = {
@@ -88,7 +90,7 @@ class Settings:
         dialect = found["dialect"] or ("ort" if found["runtime"] == "onnxruntime" else "openvino")
         _require("dialect", dialect, dialect in DEFAULT_OPSETS, f"one of {', '.join(DEFAULT_OPSETS)}")
         opset = DEFAULT_OPSETS[dialect] if found["opset"] is None else found["opset"]
-        _require("opset", opset, isinstance(opset, int) and opset in _OPSETS, "from 18 to 23")
+        _require("opset", opset, isinstance(opset, int) and opset in OPSETS, "from 18 to 23")
         simplify = "auto" if found["simplify"] is None else found["simplify"]
         _require("simplify", simplify, simplify == "auto" or isinstance(simplify, bool), "true, false or 'auto'")
         _require("threads", found["threads"], 0 <= found["threads"] < 2**31, "0 (a thread a core) or more")

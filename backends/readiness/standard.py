@@ -13,6 +13,7 @@ from collections.abc import Iterator
 
 import onnx
 
+from burnish.backends.onnx.settings import OPSETS
 from burnish.backends.readiness.graph import Graph
 from burnish.backends.readiness.nodes import Node
 from burnish.compiler.backend import Finding
@@ -58,7 +59,13 @@ def opset_findings(graph: Graph, opset: int) -> Iterator[Finding]:
             form = onnx.defs.get_schema(node.proto.op_type, graph.opset, "").since_version
             if form > opset:
                 reason = f"this form of the operator came with opset {form}"
-                yield node.finding("operator", reason, f"lower with `onnx{{dialect=standard,opset={opset}}}`")
+                yield node.finding("operator", reason, _lower(opset))
+
+
+def _lower(opset: int) -> str:
+    if opset in OPSETS:
+        return f"lower with `onnx{{dialect=standard,opset={opset}}}`"
+    return f"another exporter: burnish writes opsets {OPSETS[0]} to {OPSETS[-1]}"
 
 
 def is_known(node: Node, opset: int) -> bool:

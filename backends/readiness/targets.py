@@ -6,13 +6,14 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
+import onnx
 import torch
 
 from burnish.backends.onnx.check import findings as onnx_findings
 from burnish.backends.onnx.emit import lower
 from burnish.backends.onnx.files import read_unchecked
 from burnish.backends.onnx.model import model_of
-from burnish.backends.onnx.settings import DEFAULT_OPSETS
+from burnish.backends.onnx.settings import DEFAULT_OPSETS, OPSETS
 from burnish.backends.readiness.graph import Graph
 from burnish.backends.readiness.runtimes import onnxruntime_findings, openvino_findings
 from burnish.backends.readiness.standard import opset_findings, standard_findings
@@ -29,8 +30,7 @@ __all__ = ["Target", "graph_of_file", "sample_ranges", "target_names"]
 _TENSORRT, _OPSET = "tensorrt-", re.compile(r"opset-(\d+)")
 _DIALECTS = {"onnxruntime": "ort", "openvino": "openvino"}
 _OLDEST_OPSET = 7
-# What burnish itself writes.
-_WRITTEN = range(18, 24)
+_NEWEST_OPSET = onnx.defs.onnx_opset_version()
 
 
 def target_names() -> list[str]:
@@ -60,14 +60,15 @@ class Target:
             OptionError: there is none; the message lists them.
         """
         opset = _OPSET.fullmatch(name)
-        if opset is not None and int(opset[1]) >= _OLDEST_OPSET:
+        if opset is not None and _OLDEST_OPSET <= int(opset[1]) <= _NEWEST_OPSET:
             return Target(name, opset=int(opset[1]))
         if name.startswith(_TENSORRT):
             return Target(name, table=table_of(name.removeprefix(_TENSORRT)))
         if name in _DIALECTS:
             return Target(name)
         raise OptionError(
-            f"no target is called {name!r}; there are {', '.join(target_names())} (N from {_OLDEST_OPSET})"
+            f"no target is called {name!r}; there are {', '.join(target_names())} (N from {_OLDEST_OPSET} to"
+            f" {_NEWEST_OPSET})"
         )
 
     def findings(self, graph: Graph, ranges: Mapping[str, Range]) -> list[Finding]:
@@ -118,8 +119,11 @@ class Target:
         if self.table is not None:
             return DEFAULT_OPSETS["tensorrt"], True
         if self.opset is not None:
-            if self.opset not in _WRITTEN:
-                raise OptionError(f"{self.name}: a program is lowered to opsets {_WRITTEN[0]} to {_WRITTEN[-1]}")
+            if self.opset not in OPSETS:
+                raise OptionError(
+                    f"{self.name}: a program is lowered to opsets {OPSETS[0]} to {OPSETS[-1]}; an .onnx from elsewhere"
+                    " can be checked for any"
+                )
             return self.opset, True
         dialect = _DIALECTS[self.name]
         return DEFAULT_OPSETS[dialect], dialect != "ort"

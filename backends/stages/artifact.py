@@ -106,8 +106,8 @@ class StagedArtifact(ArtifactBase):
             raise InputError(f"dimension 0 of output {alone[0]!r} is no batch: it cannot be computed in parts")
         batched = {name: value for name, value in values.items() if name in self.stages.batched}
         size = min((len(value) for value in batched.values()), default=0)
-        if not 1 <= count <= size:
-            raise InputError(f"{size} samples cannot be split in {count} micro-batches")
+        if not isinstance(count, int) or not 1 <= count <= size:
+            raise InputError(f"{size} samples cannot be split in {count!r} micro-batches")
         parts = {name: torch.tensor_split(value, count) for name, value in batched.items()}
         return [{**values, **{name: each[index] for name, each in parts.items()}} for index in range(count)]
 

@@ -235,6 +235,7 @@ class _StageModule(nn.Module):
             # The first call, for types alone, is on memory as it is: no index may be what happens to stand there.
             self._is_probe = False
             values = {name: torch.zeros_like(each) if _is_index(each) else each for name, each in values.items()}
+        values = {name: _contiguous(each) if each.requires_grad else each for name, each in values.items()}
         if isinstance(self.run, Trainable):
             values.update(self.run(**{name: values[name] for name in self.stage.inputs}))
         else:
@@ -244,6 +245,22 @@ class _StageModule(nn.Module):
         results = [values[name].contiguous() for name in self.wanted]
         results = [each.view_as(each) if any(each is other for other in tensors) else each for each in results]
         return results[0] if len(results) == 1 else tuple(results)
+
+
+class _Contiguous(torch.autograd.Function):
+    """A value as it is, whose gradient can be sent."""
+
+    @staticmethod
+    def forward(ctx: Any, value: torch.Tensor) -> torch.Tensor:
+        return value.view_as(value)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> torch.Tensor:
+        return gradients[0].contiguous()
+
+
+def _contiguous(value: torch.Tensor) -> torch.Tensor:
+    return _Contiguous.apply(value)  # type: ignore[no-any-return, no-untyped-call]
 
 
 def _is_index(value: torch.Tensor) -> bool:

@@ -80,17 +80,17 @@ class BundleArtifact(ArtifactBase):
             BackendError: an engine was asked for.
         """
         if Path(path).suffix != SUFFIX:
-            self.refuse(f"{os.fspath(path)}: an engine")
+            self.refuse(os.fspath(path))
         bundle = self.bundle if self._program is None else self.bundle.with_expected(self._program)
         bundle.save(path)
 
     def benchmark(self, inputs: Inputs | None = None, seconds: float = 2.0) -> Timing:
         """Raise BackendError: there is no engine to time."""
-        self.refuse("a benchmark")
+        self.refuse("benchmark")
 
     def profile(self, inputs: Inputs | None = None) -> Profile:
         """Raise BackendError: there is no engine to profile."""
-        self.refuse("a profile")
+        self.refuse("profile")
 
     def notes(self) -> list[str]:
         """Return what the user should know of the lowering."""
@@ -114,10 +114,10 @@ class BundleArtifact(ArtifactBase):
         return self._runnable.node_count()
 
     def refuse(self, what: str) -> NoReturn:
-        """Raise MissingDependencyError or BackendError: `what` needs an engine; says what is missing and what to do."""
-        missing = library.package_reason()
-        remedy = f"save a {SUFFIX}, and run `burnish build-trt` on a machine with TensorRT and a GPU"
-        if missing:
-            raise MissingDependencyError(f"{what} needs an engine, and none was built: TensorRT: {missing}; {remedy}")
+        """Raise MissingDependencyError or BackendError: there is no engine for `what`; says why and what to do."""
         reason = library.reason()
-        raise BackendError(f"{what} needs an engine, and none was built{f': {reason}' if reason else ''}; {remedy}")
+        kind = MissingDependencyError if library.package_reason() else BackendError
+        raise kind(
+            f"{what}: no engine was built{f' ({reason})' if reason else ''}: save a {SUFFIX}, and run"
+            " `burnish build-trt` on a machine with TensorRT and a GPU"
+        )

@@ -37,7 +37,7 @@ class StagedEngines(StagedArtifact):
         bundles = [part for part in self.parts if isinstance(part, BundleArtifact)]
         wanted = Path(path).suffix
         if bundles and wanted == ENGINE:
-            bundles[0].refuse(f"{os.fspath(path)}: an engine")
+            bundles[0].refuse(os.fspath(path))
         stages = _with_files(self.stages, self.parts, BUNDLE if bundles or wanted == BUNDLE else ENGINE)
         with writable_folder(path) as folder:
             stages.write(folder)

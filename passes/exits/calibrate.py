@@ -89,7 +89,8 @@ class CalibrateExits(Pass):
         with rewriter.rewrite("calibrate"):
             rewriter.replace_constants(limits)
         program.warnings = tuple(each for each in program.warnings if each != UNCALIBRATED)
-        context.notes += self._told(choice, metric)
+        values = ", ".join(f"{float(value):.4g}" for value in limits.values())
+        context.notes += [*self._told(choice, metric), f"calibrate-exits: thresholds {values}"]
         part = _measured(program, straight, context)
         if part is not None:
             context.notes.append(

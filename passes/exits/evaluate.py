@@ -77,6 +77,9 @@ def evaluate(straight: Straight, pairs: Iterable[tuple[Mapping[str, Any], Any]])
     Args:
         straight: gives what all heads say.
         pairs: inputs by name, and classes or None.
+
+    Raises:
+        InputError: the model has no such class.
     """
     scores: list[list[torch.Tensor]] = [[] for _ in straight.heads]
     classes: list[list[torch.Tensor]] = [[] for _ in straight.heads]
@@ -85,6 +88,7 @@ def evaluate(straight: Straight, pairs: Iterable[tuple[Mapping[str, Any], Any]])
     for inputs, target in pairs:
         result = interpreter.run(straight.program, inputs)[0]
         outputs = structure.flatten(straight.program.signature.outputs, result, "the outputs")
+        _check_classes(target, outputs[straight.output].shape[-1])
         own.append(outputs[straight.output].argmax(-1))
         labels.append(target)
         for index, head in enumerate(straight.heads):
@@ -97,6 +101,14 @@ def evaluate(straight: Straight, pairs: Iterable[tuple[Mapping[str, Any], Any]])
         labels=tuple(labels),
         costs=_costs(straight),
     )
+
+
+def _check_classes(target: Any, count: int) -> None:
+    if not isinstance(target, torch.Tensor) or target.is_floating_point() or not target.numel():
+        return
+    for odd in (int(target.min()), int(target.max())):
+        if not 0 <= odd < count:
+            raise InputError(f"pass 'calibrate-exits': class {odd} of {count}: they are numbered from 0")
 
 
 def _costs(straight: Straight) -> npt.NDArray[np.float64]:

@@ -23,7 +23,7 @@ from burnish.compiler.context import Context
 from burnish.compiler.cost_numbers import estimated
 from burnish.compiler.cuts import Cut, apart, cut_points
 from burnish.compiler.errors import OptionError
-from burnish.compiler.graphs import calls, output_of
+from burnish.compiler.graphs import calls, name_of, output_of
 from burnish.compiler.numerics import Lossy, Numerics
 from burnish.compiler.pass_base import Pass
 from burnish.compiler.program import Program
@@ -90,6 +90,7 @@ class InsertExits(Pass):
         places = self._places(apart(cuts), flops)
         thresholds = self._thresholds(len(places))
         check_independence(program, batch, name)
+        described = [f"{name_of(cut.value)} ({cut.flops / max(flops, 1):.1%} of the FLOPs)" for cut in places]
         with rewriter.rewrite("exits"):
             _put_work_last(result.graph, cuts[0])
             attached: list[Attached] = []
@@ -99,12 +100,22 @@ class InsertExits(Pass):
                 attached.append(attach(rewriter, cut, f"exit{number + 1}", head, result, self.rule, threshold, before))
             self._leave(rewriter, attached, name, result, batch)
         program.warnings = (*program.warnings, UNCALIBRATED)
+        parts = [f"exit{number + 1} behind {where}" for number, where in enumerate(described)]
+        uncounted = "; FLOPs behind an exit depend on who stays, and count for nothing in the report"
+        context.notes.append(f"insert-exits: {', '.join(parts)}{uncounted * (self.mode == 'per-sample')}")
 
     def _check(self) -> None:
         if sum(bool(each) for each in (self.exits is not None, self.after, self.layers)) > 1:
             raise OptionError("pass 'insert-exits': give one of exits, after and layers")
         if self.exits is not None and self.exits < 1:
             raise OptionError(f"pass 'insert-exits': option 'exits' must be 1 or more, but is {self.exits}")
+        if not isinstance(self.heads, (tuple, list)):
+            raise OptionError("pass 'insert-exits': option 'heads' must be a tuple of modules, one for every exit")
+        for number, head in enumerate(self.heads):
+            if not isinstance(head, nn.Module):
+                raise OptionError(
+                    f"pass 'insert-exits': option 'heads' must be modules, but number {number} is {type(head).__name__}"
+                )
         for each in self.thresholds:
             if self.rule == "patience" and not (each >= 1 and each == int(each)):
                 raise OptionError(
@@ -132,6 +143,11 @@ class InsertExits(Pass):
         for name, values in (("thresholds", given), ("heads", self.heads)):
             if values and len(values) != count:
                 raise OptionError(f"pass 'insert-exits': option {name!r} has {len(values)} values for {count} exits")
+        if self.rule == "patience" and all(each > number for number, each in enumerate(given, start=1)):
+            raise OptionError(
+                f"pass 'insert-exits': option 'thresholds': {min(given):g} exits in a row cannot agree where there are"
+                f" {count}"
+            )
         return list(given)
 
     def _head(

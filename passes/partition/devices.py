@@ -57,8 +57,8 @@ class Device:
             match = _AMOUNT.fullmatch(amount)
             if name not in known or name in found or match is None:
                 raise OptionError(
-                    f"{text!r} is no device: {part!r} should be one of {', '.join(known)}, with an amount, as in"
-                    " 'memory=8G flops=10T bandwidth=500G'"
+                    f"{text!r} is no device: {part!r} should be one of {', '.join(known)}, with an amount in"
+                    f" {', '.join(filter(None, _UNITS))} or none of these, as in 'memory=8G flops=10T bandwidth=500G'"
                 )
             found[name] = float(Decimal(match[1]).scaleb(_UNITS[match[2]]))
         if not found:

@@ -22,6 +22,7 @@ from burnish.passes.partition.units import Units
 
 __all__ = ["by_hand"]
 
+_NEARLY = re.compile(r"(\S+)\.(\d+-\d+)")
 _RANGE = re.compile(r"(?:(\S+)\s+)?(\d+)(?:\s*-\s*(\d+))?")
 
 
@@ -34,16 +35,18 @@ def by_hand(units: Units, inputs: Sequence[Sequence[int]], text: str) -> list[li
         text: see the module.
 
     Raises:
-        OptionError: the text cannot be read, names what is not there, leaves a stage empty, or a stage would depend on
-            a later one.
+        OptionError: the text cannot be read, names what is not there or a module twice, leaves a stage empty, or a
+            stage would depend on a later one.
     """
     wanted = _patterns(text, sum(map(len, units.members)))
     used = set[str]()
     named = [{number for node in members for number in _stages_of(node, wanted, used)} for members in units.members]
     missing = [pattern for patterns in wanted for pattern in patterns if pattern not in used]
     if missing:
+        ranged = _NEARLY.fullmatch(missing[0])
+        hint = f" (a range is written '{ranged[1]} {ranged[2]}')" if ranged else ""
         raise OptionError(
-            f"pass 'partition': no operator is in the module {missing[0]!r} of 'cuts': there are {_some(units)}"
+            f"pass 'partition': no operator is in the module {missing[0]!r} of 'cuts'{hint}: there are {_some(units)}"
         )
     placed = _placed(units, inputs, named)
     stages = [[unit for unit, stage in enumerate(placed) if stage == index] for index in range(len(wanted))]
@@ -98,6 +101,12 @@ def _stages_of(node: fx.Node, wanted: Sequence[Sequence[str]], used: set[str]) -
                 if fnmatchcase(around, each)
             ]
             if matching:
+                stages = sorted({number for number, _ in matching})
+                if len(stages) > 1:
+                    raise OptionError(
+                        f"pass 'partition': {around!r} is in stages {stages[0] + 1} and {stages[1] + 1} of 'cuts':"
+                        " leave it in one of them"
+                    )
                 found.update(number for number, _ in matching)
                 used.update(each for _, each in matching)
                 break

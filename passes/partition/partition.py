@@ -166,6 +166,8 @@ class Partition(Pass):
         if count > len(units.members):
             most = len(units.members)
             remedy = f"stages={most} is the most" if most > 1 else "it cannot be cut"
+            if self.tied == "together":
+                remedy += " with tied=together, which keeps all that reads a weight, and what lies between, in one part"
             raise OptionError(
                 f"pass 'partition': {count} stages are wanted, but the model has {most} part{'s' * (most > 1)} to share"
                 f" out: {remedy}"

@@ -3,12 +3,14 @@
 import subprocess
 import sys
 
+import onnx
 import onnxruntime
 import pytest
 import torch
 from torch import nn
 
 import burnish
+from burnish.backends.onnx import OnnxArtifact
 from burnish.compiler.numerics import drift
 
 
@@ -148,3 +150,27 @@ def test_a_float16_matmul_behind_a_transpose_does_not_crash_onnx_runtime() -> No
     # In a process of its own: it once ended by a signal (microsoft/onnxruntime#28392).
     done = subprocess.run([sys.executable, "-c", _TRANSPOSED], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+class _Biased(nn.Module):
+    """Attention with a table of biases, as Swin has it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.qkv, self.table = nn.Linear(16, 48), nn.Parameter(torch.randn(1, 2, 5, 5))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        q, k, v = self.qkv(x).view(x.shape[0], 5, 3, 2, 8).permute(2, 0, 3, 1, 4).unbind(0)
+        attended = nn.functional.scaled_dot_product_attention(q, k, v, self.table)
+        return attended.transpose(1, 2).reshape(x.shape[0], 5, 16)
+
+
+@pytest.mark.parametrize("dialect", ["openvino", "tensorrt"])
+def test_a_constant_bias_of_attention_in_bfloat16(dialect: str) -> None:
+    backend = f"onnx{{dialect={dialect}}}"
+    made = burnish.compile(
+        _Biased().eval(), "default,precision{dtype=bf16}", (torch.randn(2, 5, 16),), backend=backend, verify=0,
+        progress=False,
+    )  # fmt: skip
+    assert isinstance(made.artifact, OnnxArtifact)
+    assert any(each.data_type == onnx.TensorProto.BFLOAT16 for each in made.artifact.model.graph.graph.initializer)

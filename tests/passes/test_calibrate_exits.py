@@ -179,6 +179,7 @@ def test_without_classes_agreement_counts(tmp_path: Path) -> None:
         ("insert-exits,calibrate-exits", "none", "needs calibration data"),
         ("insert-exits,calibrate-exits", "one", "needs some hundred samples, but calibration= has 1"),
         ("insert-exits,calibrate-exits{metric=accuracy}", "inputs", "metric=accuracy needs calibration= of pairs"),
+        ("insert-exits,calibrate-exits", "beyond", r"class \d+ of \d+: they are numbered from 0"),
         ("insert-exits,calibrate-exits", "floats", "metric=accuracy needs calibration= of pairs"),
     ],
 )
@@ -190,6 +191,7 @@ def test_bad_input(passes: str, data: str, message: str) -> None:
         "one": [(pictures[:1], labels[:1])],
         "inputs": [pictures],
         "floats": [(pictures, labels.float())],
+        "beyond": [(pictures, labels + 10)],
     }[data]
     program = burnish.capture(Pictures().eval(), (pictures,))
     with pytest.raises((PassError, burnish.OptionError), match=message):

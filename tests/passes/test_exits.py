@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 import burnish
-from burnish import Context, PassError, Pipeline, Program
+from burnish import Context, OptionError, PassError, Pipeline, Program
 from burnish.compiler.pipeline import run_pipeline
 from burnish.passes.exits import InsertExits
 from burnish.passes.exits.straight import straightened
@@ -209,6 +209,27 @@ def test_modules_as_heads() -> None:
         Pipeline([InsertExits(heads=(nn.Conv2d(16, 5, 1, stride=1),), after=("stages.1",))]).run(_pictures())
 
 
+@pytest.mark.parametrize(
+    ("heads", "message"),
+    [
+        (nn.Linear(16, 5), "option 'heads' must be a tuple of modules, one for every exit"),
+        ((torch.relu,), "option 'heads' must be modules, but number 0 is"),
+        ((nn.Conv2d(7, 5, 1),), r"the module given for exit1: Conv2d does not run on these inputs, \(f32\[2, 16, "),
+    ],
+)
+def test_what_is_no_head(heads: Any, message: str, capfd: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises((PassError, OptionError), match=message):
+        Pipeline([InsertExits(heads=heads, after=("stages.1",))]).run(_pictures())
+    assert "Traceback" not in capfd.readouterr().err
+
+
+def test_the_notes_say_where_exits_stand() -> None:
+    context = Context(progress=False)
+    Pipeline.parse("canonicalize,insert-exits{after=[stages.0,stages.1]}").run(_pictures(), context)
+    assert [note for note in context.notes if note.startswith("insert-exits: exit1 behind stages.0")]
+    assert "exit2 behind stages.1" in context.notes[-1]
+
+
 @pytest.mark.parametrize("after", ["prune{ratio=0.5}", "quantize", "prune{ratio=0.25},quantize"])
 @pytest.mark.parametrize("first", [True, False])
 def test_with_other_passes(after: str, first: bool) -> None:
@@ -245,6 +266,7 @@ class _Function(nn.Module):
         ("exits=9", "9 exits are wanted, but there are"),
         ("exits=1,layers=[1]", "give one of exits, after and layers"),
         ("thresholds=[1.5]", "option 'thresholds' must be from 0 to 1 for max-probability, but has 1.5"),
+        ("rule=patience,exits=2,thresholds=3", "3 exits in a row cannot agree where there are 2"),
         ("rule=patience,thresholds=[0.5]", "patience is a number of exits, 1 or more, not 0.5"),
         ("exits=2,thresholds=[0.5,0.5,0.5]", "option 'thresholds' has 3 values for 2 exits"),
         ("after=[nowhere]", "no cut point matches 'nowhere': there are stages"),

@@ -222,6 +222,8 @@ def test_timelines_are_written(tmp_path: Path) -> None:
         ('cuts="embed | 0-3"', "the range '0-3' in 'cuts' has no module path before it"),
         ('cuts="embed | layers 3-1"', "the range 'layers 3-1' in 'cuts' ends before it starts"),
         ('cuts="embed | nowhere"', "no operator is in the module 'nowhere' of 'cuts': there are embed, layers, head"),
+        ('cuts="embed | layers.0-3"', r"no operator .* 'layers.0-3' of 'cuts' \(a range is written 'layers 0"),
+        ('cuts="embed + layers 0-2 | layers 2-3 + head"', "'layers.2' is in stages 1 and 2 of 'cuts': leave it in one"),
         ('cuts="layers 2-3 + head | embed + layers 0-1"', "'cuts' is cyclic: layers.2 in stage 1 reads .* of stage 2"),
         ('cuts="embed | layers 0-3 | head",devices=["memory=1k"]', "stage 1 of 'cuts' needs memory="),
     ],

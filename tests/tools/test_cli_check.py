@@ -609,6 +609,18 @@ def test_a_graph_without_a_fault_gives_nothing(
     assert result.exit_code == 0
 
 
+@pytest.mark.parametrize(
+    ("target", "fix"),
+    [("opset-18", "onnx{dialect=standard,opset=18}"), ("opset-17", "burnish writes opsets 18 to 23")],
+)
+def test_older_opsets_are_advised_where_they_are_written(
+    burnish: Command, tmp_path: Path, target: str, fix: str
+) -> None:
+    result = burnish("check", write(tmp_path, gelu), "--target", target, "--json")
+    (found,) = json.loads(result.stdout)["findings"]
+    assert fix in found["fix"]
+
+
 @pytest.mark.parametrize("target", ["onnxruntime", "openvino", "opset-20", "opset-25"])
 @pytest.mark.parametrize("plant", [clean, whole_pair, nonzero, both_branches], ids=lambda each: each.__name__)
 def test_other_targets_take_clean_graphs(
@@ -760,6 +772,7 @@ def test_what_onnx_cannot_express_of_a_program_is_a_finding(burnish: Command, tm
         (["{file}", "-t", "tensorrt-8.6"], "nothing is known of TensorRT 8.6: there are 10.12,"),
         (["{file}", "-t", "tensorflow"], "no target is called 'tensorflow'; there are tensorrt-10.12,"),
         (["{file}", "-t", "opset-2"], "no target is called 'opset-2'"),
+        (["{file}", "-t", "opset-99"], "no target is called 'opset-99'"),
         (["{file}", "-t", "tensorrt-11", "--profile", "B"], "is no range: write 'B=1:8:32'"),
         (["{file}", "-t", "tensorrt-11", "--profile", "B=8:4:2"], "must not fall"),
         (["{file}", "-t", "tensorrt-11", "--profile", "B=4", "--profile", "B=8"], "B has a range already"),

@@ -167,3 +167,17 @@ def test_a_model_that_cannot_be_captured_is_status_1_and_leaves_no_file(
     assert result.exit_code == 1
     assert "cannot capture Branching" in result.stderr
     assert output.read_text() == "old"
+
+
+def test_inputs_that_the_model_does_not_take(burnish: Command, model_folder: Path, tmp_path: Path) -> None:
+    (model_folder / "linear_of_the_command_tests.py").write_text(
+        "import torch\nclass Small(torch.nn.Sequential):\n    def __init__(self):\n"
+        "        super().__init__(torch.nn.Linear(3, 2))\n"
+    )
+    output = tmp_path / "net.burnish"
+    result = burnish("capture", "linear_of_the_command_tests:Small", "--input", "f32[2,5]", "-o", output)
+    assert result.exit_code == 1
+    assert "Small does not run on these inputs, (f32[2, 5])" in result.stderr
+    assert "remedy: inputs that forward(input)" in result.stderr
+    assert "control flow" not in result.stderr and "Traceback" not in result.stderr
+    assert not output.exists()

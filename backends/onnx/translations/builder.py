@@ -10,6 +10,7 @@ import numpy as np
 import onnx_ir as ir
 import onnxscript
 import torch
+from onnx_ir.tensor_adapters import TorchTensor
 from torch.onnx._internal.exporter import _building, _tensors
 
 __all__ = ["CONTRIB", "Builder"]
@@ -72,7 +73,8 @@ class Builder:
         """Return what a constant holds, one of the Program's or of the translation's; None for other values."""
         constant = self.constants.get(str(value.name))
         if constant is not None:
-            return constant.detach().cpu().numpy()
+            # numpy itself has no bfloat16.
+            return TorchTensor(constant.detach()).numpy()
         node = value.producer()
         made = None if node is None or node.op_type != "Constant" else node.attributes.get("value")
         return None if made is None else made.as_tensor().numpy()
