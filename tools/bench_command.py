@@ -6,11 +6,12 @@ of the same name have the same values for all, and the same sizes where they are
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -49,9 +50,10 @@ def bench(
     from burnish.tools.runnable import Runnable
 
     runnables = [Runnable.load(file) for file in files]
-    for each in runnables:
+    for file, each in zip(files, runnables, strict=True):
         if each.artifact is not None:
-            refuse_untimed(each.artifact)
+            with _named(file):
+                refuse_untimed(each.artifact)
     # Of all files a Program alone keeps example inputs: their sizes are for all, or some would have more to do.
     samples = {name: value for each in reversed(runnables) for name, value in each.samples.items()}
     calls = [_call(dataclasses.replace(each, samples=samples), inputs or [], seed) for each in runnables]
@@ -94,11 +96,23 @@ def profile(
     if runnable.artifact is None:
         raise InputError(f"{file}: a program runs in eager PyTorch and has no profile: compile it first")
     args, kwargs = runnable.arguments(inputs or [], seed)
-    found = runnable.artifact.profile(_as_inputs(args, kwargs, runnable.binding.parameters))
+    with _named(file):
+        found = runnable.artifact.profile(_as_inputs(args, kwargs, runnable.binding.parameters))
     if as_json:
         print_json({"file": str(file), "seconds": found.seconds, "nodes": [dataclasses.asdict(row) for row in found]})
     else:
         print_lines(str(found))
+
+
+@contextlib.contextmanager
+def _named(file: Path) -> Iterator[None]:
+    """Let errors say of which file they are."""
+    from burnish.compiler.errors import BackendError, InputError, MissingDependencyError
+
+    try:
+        yield
+    except (BackendError, InputError, MissingDependencyError) as error:
+        raise type(error)(f"{file}: {error}") from error
 
 
 def _call(runnable: Runnable, texts: list[str], seed: int) -> Callable[[], object]:

@@ -27,6 +27,7 @@ __all__ = ["STDIN", "check_writable", "holds_weights", "read_model", "read_progr
 
 STDIN = "-"
 _SAVED = ".burnish"
+_ARTIFACTS = (".onnx", ".pt", ".engine", ".trtbundle")
 
 
 def read_model(model: str) -> tuple[nn.Module | ExportedProgram | Program, Inputs | None]:
@@ -59,6 +60,8 @@ def read_program(file: str) -> Program:
             return Program.load(file)
         if file.endswith(".pt2"):
             raise InputError(f"{file}: make a Program of it first: burnish capture {file} -o FILE.burnish")
+        if Path(file).suffix in _ARTIFACTS:
+            raise InputError(f"{file}: what a backend made holds no Program: give a .burnish, or its text")
     name = "<stdin>" if file == STDIN else file
     try:
         data = sys.stdin.buffer.read() if file == STDIN else Path(file).read_bytes()

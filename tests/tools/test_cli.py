@@ -99,6 +99,15 @@ def test_a_text_that_does_not_parse_names_file_and_line(burnish: Command, tmp_pa
     assert f"{file}:3:" in result.stderr
 
 
+@pytest.mark.parametrize("verb", ["diff", "explain"])
+def test_an_artifact_holds_no_program(burnish: Command, tmp_path: Path, verb: str) -> None:
+    file = tmp_path / "net.onnx"
+    file.write_bytes(b"\xff")
+    result = burnish(verb, file, *([file] if verb == "diff" else ["-p", "dce"]))
+    assert result.exit_code == 2
+    assert f"{file}: what a backend made holds no Program: give a .burnish, or its text" in result.stderr
+
+
 def test_a_binary_file_is_no_text(burnish: Command, tmp_path: Path) -> None:
     file = tmp_path / "bad.txt"
     file.write_bytes(b"\xff\xfe\x00")

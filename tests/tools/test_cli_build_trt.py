@@ -174,4 +174,4 @@ def test_a_bundle_is_run_but_not_timed(burnish: Command, bundle: Path, verb: str
     assert burnish("run", bundle).exit_code == 0
     result = burnish(verb, bundle)
     assert result.exit_code == 1
-    assert "no engine was built" in result.stderr
+    assert f"{bundle}: {'benchmark' if verb == 'bench' else verb}: no engine was built" in result.stderr
