@@ -79,10 +79,12 @@ class PruneBlocks(Pass):
         with working("prune-blocks: how much each block matters", context.progress):
             importance = _importance(program, blocks, _data(program, context))
         chosen, count = _chosen(blocks, importance, most)
-        # The last one first: its input is still there.
-        for index in sorted(chosen, reverse=True):
+        # The first one first, so that what reads a sum is moved once.
+        left: dict[fx.Node, fx.Node] = {}
+        for block in (blocks[index] for index in sorted(chosen)):
+            left[block.sum] = left.get(block.source, block.source)
             with rewriter.rewrite("prune-blocks"):
-                rewriter.replace(blocks[index].sum, blocks[index].source)
+                rewriter.replace(block.sum, left[block.sum])
         if chosen:
             erase_dead(program, rewriter)
         names = ", ".join(f"{name_of(blocks[index].sum)} {importance[index]:.2g}" for index in chosen)
