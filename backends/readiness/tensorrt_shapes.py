@@ -49,7 +49,7 @@ class Range:
                     f"profile {text!r} is no range: write 'B=1:8:32', the least, usual and most, or 'B=8'"
                 )
             if match["name"] in found:
-                raise OptionError(f"--profile {text!r}: {match['name']} has a range already")
+                raise OptionError(f"profile {text!r}: {match['name']} has a range already")
             least = int(match["least"])
             found[match["name"]] = Range(least, int(match["usual"] or least), int(match["most"] or least))
             if not least <= found[match["name"]].usual <= found[match["name"]].most:

@@ -188,12 +188,10 @@ class TensorRTArtifact(ArtifactBase):
         if self._empty(feeds) is not None:
             return Profile([])
         times = self._execution.layer_times(feeds, _PROFILED_RUNS)
-        layers = {each.name: each for each in self.inspection.layers}
         kernels = []
         for name, seconds in times.items():
-            nodes = layers[name].nodes if name in layers else ()
-            places = tuple(self.file.places[each] for each in nodes) or (self.inspection.place(name),)
-            kernels.append(Kernel(name, layers[name].kind if name in layers else "", seconds, places))
+            layer = self.inspection.named(name)
+            kernels.append(Kernel(name, layer.kind, seconds, tuple(self.file.places[each] for each in layer.nodes)))
         return Profile(rows_of(kernels, self._flops(values)))
 
     def notes(self) -> list[str]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 import tempfile
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -160,15 +160,15 @@ def _save_timings(config: trt.IBuilderConfig, file: str) -> None:
             temporary.write_bytes(bytes(memoryview(cache.serialize())))
 
 
-def _parse_errors(errors: Iterable[trt.ParserError], bundle: Bundle) -> str:
+def _parse_errors(errors: Sequence[trt.ParserError], bundle: Bundle) -> str:
     nodes = [each.name for each in bundle.model.graph.graph.node]
     texts = []
-    for each in errors:
+    for each in errors[:_MOST]:
         # Within a branch the number is that of the branch's own node, and only the name tells.
         name = each.node_name() or (nodes[each.node()] if 0 <= each.node() < len(nodes) else "")
         texts.append(f"{bundle.blame(name)}: {each.desc()}")
-    more = f" (and {len(texts) - _MOST} more)" if len(texts) > _MOST else ""
-    return "; ".join(texts[:_MOST]) + more
+    more = f" (and {len(errors) - _MOST} more)" if len(errors) > _MOST else ""
+    return "; ".join(texts) + more
 
 
 def _located(text: str, bundle: Bundle) -> str:

@@ -8,12 +8,9 @@ from __future__ import annotations
 
 import math
 import os
-import platform
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from importlib.metadata import PackageNotFoundError
-from importlib.metadata import version as version_of
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +27,7 @@ from burnish.compiler.graphs import calls, name_of
 from burnish.compiler.numerics import tolerance, worst_drift
 from burnish.compiler.operators import is_random
 from burnish.compiler.provenance import provenance_of
+from burnish.compiler.reproducer import versions
 
 if TYPE_CHECKING:
     from burnish.compiler.program import Program
@@ -82,7 +80,7 @@ class Bundle:
                 if provenance is not None:
                     found[name_of(node)] = ", ".join(map(str, provenance.origins))
         allowed = max(tolerance(program), _QUANTIZED if model.is_quantized() else 0.0)
-        return Bundle(model, settings, ranges, found, allowed, device, dict(program.samples), {}, _versions())
+        return Bundle(model, settings, ranges, found, allowed, device, dict(program.samples), {}, versions())
 
     def with_expected(self, program: Program) -> Bundle:
         """Return it with what the Program makes of the samples; itself where it has none, or draws random numbers."""
@@ -195,13 +193,3 @@ def _range(sizes: Any) -> Range:
 
 def _named(values: Mapping[str, Any], prefix: str) -> dict[str, Any]:
     return {name.removeprefix(prefix): each for name, each in values.items() if name.startswith(prefix)}
-
-
-def _versions() -> dict[str, str]:
-    found = {"python": platform.python_version()}
-    for name in ("burnish", "torch", "onnx", "onnxscript", "onnxruntime"):
-        try:
-            found[name] = version_of(name)
-        except PackageNotFoundError:
-            found[name] = "unknown"
-    return found

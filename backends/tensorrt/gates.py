@@ -67,10 +67,13 @@ def cut_at_gates(program: Program) -> tuple[Program, dict[str, Part]]:
     for index, (name, graph) in enumerate(program.graphs.items()):
         levels = _levels(graph, chosen)
         groups: dict[str, list[fx.Node]] = {}
-        for level in sorted(set(levels.values())):
+        members: dict[int, list[fx.Node]] = {}
+        for node, level in levels.items():
+            members.setdefault(level, []).append(node)
+        for level in sorted(members):
             kind = f"gate{level // 2 + 1}" if level % 2 else f"stage{level // 2 + 1}"
             key = kind if len(program.graphs) == 1 else f"{name}-{kind}"
-            groups[key] = [node for node, each in levels.items() if each == level]
+            groups[key] = members[level]
             parts[key] = Part(bool(level % 2), index)
         graphs |= stage_graphs(replace(program, graphs={name: graph}), groups)
     made = [each for graph in graphs.values() for each in output_of(graph).args[0]]  # type: ignore[union-attr]

@@ -11,6 +11,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from burnish.backends.onnx.model import Place
@@ -54,7 +55,7 @@ class Layer:
     nodes: tuple[str, ...]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Inspection:
     """The layers of an engine, and where graph nodes come from."""
 
@@ -70,13 +71,13 @@ class Inspection:
             found = []
         return Inspection(tuple(_layer(each, places) for each in found if isinstance(each, (str, dict))), places)
 
-    def place(self, name: str) -> Place:
-        """Return where a layer comes from: of its nodes, one with weights, else the first."""
-        layer = next((each for each in self.layers if each.name == name), None)
-        nodes = _nodes(name, "", self.places) if layer is None else layer.nodes
-        found = [self.places[each] for each in nodes]
-        heavy = [each for each in found if each.operator in _HEAVY]
-        return (heavy or found or [Place("", "", "")])[0]
+    def named(self, name: str) -> Layer:
+        """Return the layer of a name; the profiler has some that the inspector has not, of which the name tells."""
+        return self._by_name.get(name) or Layer(name, "", (), _nodes(name, "", self.places))
+
+    @cached_property
+    def _by_name(self) -> Mapping[str, Layer]:
+        return {each.name: each for each in self.layers}
 
     def alone(self) -> list[Place]:
         """Return the quantizes and dequantizes that are layers of their own: they did not fuse, and take time."""

@@ -57,8 +57,8 @@ def test_layers_types_and_pairs(old: bool) -> None:
     assert "1 of 2 convolutions and matrix products compute in int8" in summary
     assert "2 of 4 quantizes and dequantizes fused" in summary
     assert "head.q (QuantizeLinear) did not fuse: module head" in summary
-    assert found.place("fused").module == "conv1" and found.place("gemm").module == "head"
-    assert found.place("conv1 + relu").module == "conv1", "names alone, where the profiler has others"
+    assert found.named("fused").nodes == ("conv1.q", "conv1.dq", "conv1", "relu")
+    assert found.named("conv1 + relu").nodes == ("conv1", "relu"), "names alone, where the profiler has others"
 
 
 def test_names_alone() -> None:
