@@ -17,6 +17,7 @@ from burnish import BackendError, InputError
 from burnish.backends.stages import StagedArtifact
 from burnish.backends.tensorrt import TensorRTArtifact, library
 from burnish.tools import cli
+from tests.backends.test_tensorrt import Counting
 from tests.passes.test_exits import Pictures
 from tests.passes.test_partition import Net as TwoInputs
 from tests.passes.test_partition import inputs
@@ -44,16 +45,6 @@ class Net(nn.Module):
 class Rows(nn.Module):
     def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         return torch.nonzero(x > 0), x * 2
-
-
-class Counting(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.register_buffer("calls", torch.zeros(2))
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        self.calls += 1
-        return x * self.calls
 
 
 def batch(size: int) -> torch.Tensor:
