@@ -1,6 +1,6 @@
 """A Program lowered to TorchScript: called like the model, saved as a `.pt` that plain `torch.jit.load` runs.
 
-Calls run the module with its layers packed for this processor, from the first call on; the file has them as they are.
+Calls run the module with its layers packed for this processor; the file has them as they are.
 
 In the file `forward` takes the input leaves in the order of the model's flattened (args, kwargs), and returns the one
 output, or a tuple of the outputs, likewise flattened. The pytrees are in the extra file `burnish.json`.
@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from burnish.backends.torchscript.jit import constant_storages, load_module, operator_count, save_module
-from burnish.backends.torchscript.kernels import packed_call, runs_packed
+from burnish.backends.torchscript.packed import PackedModule, runs_packed
 from burnish.backends.torchscript.profiling import profile_calls
 from burnish.compiler.artifact import ArtifactBase
 from burnish.compiler.atomic import atomic_path
@@ -131,9 +131,9 @@ class TorchScriptArtifact(ArtifactBase):
         return self.convention.binding.result({**values, **found})
 
     @functools.cached_property
-    def _packed(self) -> Callable[..., Any]:
+    def _packed(self) -> PackedModule:
         # At the first call: who only saves needs no second copy of the weights.
-        return packed_call(self.module)
+        return PackedModule(self.module)
 
     def _own(self, value: Any) -> Any:
         # TorchScript hands out its constants themselves: who writes to a result must not reach the weights.

@@ -14,6 +14,7 @@ import torch
 
 from burnish.backends.stages import StagedArtifact, emit_stages
 from burnish.backends.torchscript.artifact import Convention, TorchScriptArtifact, load_artifact
+from burnish.backends.torchscript.half_norms import spare_casts_of_norms
 from burnish.backends.torchscript.jit import compile_source, freeze
 from burnish.backends.torchscript.layout import plan_layout
 from burnish.backends.torchscript.operators import refusal
@@ -90,7 +91,7 @@ class TorchScriptBackend:
             shown = "".join(f"\n  {each}" for each in findings[:_SHOWN_FINDINGS])
             more = f"\n  and {len(findings) - _SHOWN_FINDINGS} more" if len(findings) > _SHOWN_FINDINGS else ""
             raise BackendError(f"the torchscript backend cannot take {len(findings)} nodes:{shown}{more}")
-        program = inline_fused(program, stays_fused)
+        program = spare_casts_of_norms(inline_fused(program, stays_fused))
         lowered = lower_integers(program)
         layout = plan_layout(lowered.program)
         source = write_source(lowered.program, layout)
@@ -142,7 +143,7 @@ def _explain(error: RuntimeError, source: Source) -> str:
 
 
 def _notes(program: Program, state: tuple[str, ...]) -> tuple[str, ...]:
-    notes = ["TorchScript compiles at the first two calls: they are slower than the following ones"]
+    notes = ["TorchScript compiles at the first three calls: they are slower than the following ones"]
     if state:
         notes.append(
             f"calls update {len(state)} buffers; the saved file starts from their values at the time of saving"

@@ -1,45 +1,70 @@
-"""The layers of a frozen module on the kernels of oneDNN, their weights packed for this processor.
+"""The layers of TorchScript's graphs on the kernels of oneDNN, their weights packed for this processor.
 
-The packed weights stay in memory: a file that holds them would run on one kind of processor alone. Residuals and
-activations stay the in-place operators of ATen that follow: the kernels' own relu and clamp turn NaN into a number.
+In bfloat16 a smooth activation behind a layer is part of the kernel, which then rounds once instead of twice. In
+float32, where that saves no rounding, and for relu and clamp, which turn NaN into a number in these kernels, it stays
+the in-place operator of ATen that follows; so does a residual.
 
-Not handled, and left as they are: weights that are no constants, other types than float32, convolutions whose weights
-are not stored channels-last (`layout` chooses them), processors without AVX2.
+Not handled, and left as they are: weights that are no constants, other types than float32 and bfloat16, bfloat16 on
+processors without instructions for it, convolutions whose weights are not stored channels-last (`layout` chooses them)
+and those in branches.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 
-__all__ = ["packed_call", "runs_packed"]
+__all__ = ["observe_sizes", "pack_convolutions", "pack_linears"]
 
-_PROCESSORS = ("AVX2", "AVX512")
-
-
-def runs_packed() -> bool:
-    """Tell whether this process, as it is set now, may run packed layers."""
-    mkldnn: Any = torch.backends.mkldnn
-    if not mkldnn.is_available() or torch.backends.cpu.get_cpu_capability() not in _PROCESSORS:
-        return False
-    # Autocast casts the operands of ATen's layers, and does not know these kernels.
-    return bool(mkldnn.enabled) and not torch.is_autocast_enabled("cpu")
+_CONVOLUTIONS = ("aten::conv2d", "aten::convolution")
+# Names of the activations that keep NaN in the kernels too.
+_ACTIVATIONS = {"aten::gelu": "gelu", "aten::sigmoid": "sigmoid", "aten::silu": "swish", "aten::tanh": "tanh"}
+_NO_ACTIVATION = (None, "none", "")
 
 
-def packed_call(module: torch.jit.ScriptModule) -> Callable[..., Any]:
-    """Return what is called like `module` and computes the same with packed layers; `module` where there are none.
+def pack_linears(graph: Any) -> int:
+    """Replace the linear layers of `graph` that have kernels; return how many there are."""
+    return sum(_pack_linear(graph, node) for node in graph.findAllNodes("aten::linear", True))
 
-    State is that of `module`, which stays as it is.
+
+def observe_sizes(graph: Any) -> bool:
+    """Let `graph` return a tuple: its result, and the size of the input of each convolution that could be packed.
+
+    Tells whether there are any; `graph` stays as it is if not.
     """
-    graph: Any = module.graph.copy()
-    layers = [node for kind in _PACK for node in graph.findAllNodes(kind, True)]
-    packed = sum(_PACK[node.kind()](graph, node) for node in layers)
-    if not packed:
-        return module
-    function: Any = torch._C._create_function_from_graph("forward", graph)
-    return lambda *inputs: function(module, *inputs)
+    sizes = []
+    for node in list(filter(_may_be_packed, graph.nodes())):
+        graph.setInsertPoint(node)
+        size = graph.insertNode(graph.create("aten::size", [next(node.inputs())], 1)).output()
+        size.setType(torch._C.ListType.ofInts())
+        sizes.append(size)
+    if sizes:
+        (result,) = graph.outputs()
+        graph.setInsertPoint(graph.return_node())
+        both = graph.insertNode(graph.create("prim::TupleConstruct", [result, *sizes], 1)).output()
+        both.setType(torch._C.TupleType([result.type(), *(size.type() for size in sizes)]))
+        graph.eraseOutput(0)
+        graph.registerOutput(both)
+    return bool(sizes)
+
+
+def pack_convolutions(graph: Any, sizes: Sequence[Sequence[int]]) -> None:
+    """Replace the convolutions whose inputs `observe_sizes` observed; they are fast at these heights and widths alone.
+
+    How the kernel wants its weight depends on its input's height and width, not on the batch. One that is packed for
+    another size is packed anew in every call, which takes up to 180 times as long as the convolution.
+    """
+    found = [node for node in graph.nodes() if _may_be_packed(node)]
+    for node, size in zip(found, sizes, strict=True):
+        x, weight, bias, stride, padding, dilation, *_ = node.inputs()
+        geometry = [_integers(each) for each in (padding, stride, dilation)]
+        packed = torch.ops.mkldnn._reorder_convolution_weight(
+            _constant(weight), *geometry, _constant(_groups(node)), size
+        )
+        operands = [x, bias, padding, stride, dilation, _groups(node)]
+        _replace(graph, node, "mkldnn::_convolution_pointwise", packed, operands)
 
 
 def _pack_linear(graph: Any, node: Any) -> bool:
@@ -50,40 +75,35 @@ def _pack_linear(graph: Any, node: Any) -> bool:
         return False
     # None: for any number of rows.
     packed = torch.ops.mkldnn._reorder_linear_weight(stored, None)
-    graph.setInsertPoint(node)
-    operands = [x, _packed(graph, packed), bias, *_no_activation(graph)]
-    _replace(graph, node, "mkldnn::_linear_pointwise", operands)
+    _replace(graph, node, "mkldnn::_linear_pointwise", packed, [x, bias])
     return True
 
 
-def _pack_convolution(graph: Any, node: Any) -> bool:
-    """Replace a convolution; tell whether it could be packed."""
-    x, weight, bias, stride, padding, dilation, *rest = node.inputs()
-    groups = rest[-1] if node.kind() == "aten::conv2d" else rest[2]
-    stored = _constant(weight)
-    sizes = [_integers(each) for each in (padding, stride, dilation)]
-    if not _is_weight(stored, 4) or not _is_channels_last(stored) or None in sizes or _constant(groups) is None:
+def _may_be_packed(node: Any) -> bool:
+    """Tell whether `node` is a convolution that has kernels."""
+    if node.kind() not in _CONVOLUTIONS:
         return False
+    _, weight, _, stride, padding, dilation, *rest = node.inputs()
     if node.kind() == "aten::convolution" and _constant(rest[0]) is not False:
         return False
-    packed = torch.ops.mkldnn._reorder_convolution_weight(stored, *sizes, _constant(groups), None)
-    graph.setInsertPoint(node)
-    operands = [x, _packed(graph, packed), bias, padding, stride, dilation, groups, *_no_activation(graph)]
-    _replace(graph, node, "mkldnn::_convolution_pointwise", operands)
-    return True
+    stored = _constant(weight)
+    numbers = [_integers(each) for each in (padding, stride, dilation)]
+    is_fixed = None not in numbers and _constant(_groups(node)) is not None
+    return is_fixed and _is_weight(stored, 4) and _is_channels_last(stored)
 
 
-_PACK: dict[str, Callable[[Any, Any], bool]] = {
-    "aten::linear": _pack_linear,
-    "aten::conv2d": _pack_convolution,
-    "aten::convolution": _pack_convolution,
-}
+def _groups(node: Any) -> Any:
+    return list(node.inputs())[6 if node.kind() == "aten::conv2d" else 8]
 
 
 def _is_weight(value: Any, rank: int) -> bool:
-    return (
-        isinstance(value, torch.Tensor) and value.dtype == torch.float32 and value.dim() == rank and value.numel() > 0
-    )
+    return isinstance(value, torch.Tensor) and _has_kernels(value) and value.dim() == rank and value.numel() > 0
+
+
+def _has_kernels(weight: torch.Tensor) -> bool:
+    if weight.dtype == torch.bfloat16:
+        return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    return weight.dtype == torch.float32
 
 
 def _is_channels_last(weight: torch.Tensor) -> bool:
@@ -106,23 +126,34 @@ def _integers(value: Any) -> list[int] | None:
     return found if isinstance(found, list) and all(isinstance(each, int) for each in found) else None
 
 
-def _packed(graph: Any, weight: torch.Tensor) -> Any:
-    """Insert `weight` as a constant; a plain one would be compared and printed by its elements."""
-    node = graph.create("prim::ConstantMKLDNNTensor")
-    node.t_("value", weight)
-    return graph.insertNode(node).output()
-
-
-def _no_activation(graph: Any) -> list[Any]:
-    """Insert the three arguments that say which activation the kernel applies."""
+def _replace(graph: Any, node: Any, kind: str, weight: torch.Tensor, operands: list[Any]) -> None:
+    """Put the kernel `kind` in the place of the layer `node`, and of the activation behind it where it takes that."""
+    activation, name, algorithm = _activation(node) if weight.dtype == torch.bfloat16 else _NO_ACTIVATION
+    graph.setInsertPoint(node)
+    # A plain constant would be compared and printed by its elements.
+    packed = graph.create("prim::ConstantMKLDNNTensor")
+    packed.t_("value", weight)
     scalars = graph.create("prim::ListConstruct", [], 1)
     scalars.output().setType(torch._C.ListType(torch._C.OptionalType(torch._C.NumberType.get())))
-    return [graph.insertConstant("none"), graph.insertNode(scalars).output(), graph.insertConstant("")]
-
-
-def _replace(graph: Any, node: Any, kind: str, operands: list[Any]) -> None:
-    new = graph.insertNode(graph.create(kind, operands, 1))
+    x, *others = operands
+    applied = [graph.insertConstant(name), graph.insertNode(scalars).output(), graph.insertConstant(algorithm)]
+    new = graph.insertNode(graph.create(kind, [x, graph.insertNode(packed).output(), *others, *applied], 1))
     # The line of the source, by which the profile finds the node of the Program.
     new.copyMetadata(node)
-    node.output().replaceAllUsesWith(new.output())
-    node.destroy()
+    for each in (activation, node):
+        if each is not None:
+            each.output().replaceAllUsesWith(new.output())
+            each.destroy()
+
+
+def _activation(node: Any) -> tuple[Any, str, str]:
+    """Return the node of the activation that alone reads the layer `node`, and what the kernels call it."""
+    uses = node.output().uses()
+    reader = uses[0].user if len(uses) == 1 else None
+    if reader is None or reader.kind().rstrip("_") not in _ACTIVATIONS:
+        return _NO_ACTIVATION
+    name = _ACTIVATIONS[reader.kind().rstrip("_")]
+    if name != "gelu":
+        return reader, name, ""
+    algorithm = _constant(list(reader.inputs())[1])
+    return (reader, name, algorithm) if algorithm in ("none", "tanh") else _NO_ACTIVATION

@@ -5,7 +5,7 @@ are, nothing is reordered between the layers. Operators of `_KEEPING` take such 
 everything else, the outputs of the graph included, reads a contiguous copy, for a `view` may refuse other strides.
 
 Not handled: 1-d and 3-d convolutions, transposed ones, those in branches of `cond`, weights that a run computes or
-updates, and other types than float32; these stay as they are. So does a program that reads strides itself.
+updates, and other types than float32 and bfloat16; these stay as they are. So does a program that reads strides itself.
 """
 
 from __future__ import annotations
@@ -38,9 +38,10 @@ _KEEPING = frozenset(
         *("relu", "relu6", "clamp", "clamp_min", "clamp_max", "hardtanh", "sigmoid", "tanh", "silu", "gelu"),
         *("hardswish", "hardsigmoid", "leaky_relu", "elu", "mish", "softplus"),
         *("slice", "split", "split_with_sizes", "chunk", "pad", "constant_pad_nd"),
-        *("quantize_per_tensor", "dequantize", "int_repr"),
+        *("quantize_per_tensor", "dequantize", "int_repr", "to"),
     )
 )
+_TYPES = (torch.float32, torch.bfloat16)
 _STRIDE_READERS = frozenset({"aten.as_strided", "aten.sym_stride", "aten.sym_storage_offset"})
 # Integer kernels order their results as they like, whatever the weights.
 _REORDERING = ("quantized.conv", "quantized.add", "quantized.mul", "quantized.cat")
@@ -53,7 +54,7 @@ class Layout:
     """What `plan_layout` returns.
 
     Attributes:
-        weights: names of the constants to store channels-last, all of shape [O, C / groups, height, width], float32.
+        weights: names of the constants to store channels-last, all of shape [O, C / groups, height, width].
         results: nodes whose results may lie channels-last where the model's own are contiguous.
     """
 
@@ -98,14 +99,14 @@ def _weights(node: fx.Node) -> Iterator[str]:
 
 
 def _is_convolution(node: fx.Node, weight: fx.Node) -> bool:
-    """Tell whether all that `node` does with `weight` is a float32 convolution of batches of pictures."""
+    """Tell whether all that `node` does with `weight` is a convolution of batches of pictures."""
     if node.target not in _CONVOLUTIONS:
         return False
     found = arguments(node)
     if [name for name, value in found.items() if value is weight] != ["weight"] or found.get("transposed"):
         return False
     values = [found["input"].meta["val"], weight.meta["val"]]
-    return all(each.dim() == 4 and each.dtype == torch.float32 for each in values)
+    return all(each.dim() == 4 and each.dtype in _TYPES for each in values)
 
 
 def _keeps(node: fx.Node) -> bool:

@@ -10,12 +10,14 @@ import torch
 from torch import nn
 
 from burnish.backends.torchscript import TorchScriptArtifact, TorchScriptBackend
-from burnish.backends.torchscript.kernels import runs_packed
+from burnish.backends.torchscript.packed import runs_packed
 from burnish.compiler.capture import capture
 from burnish.compiler.numerics import drift, worst_drift
+from burnish.compiler.pipeline import Pipeline
 from burnish.compiler.program import Program
 
 BACKEND = TorchScriptBackend()
+BFLOAT16 = int(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 LINEAR, CONVOLUTION = "mkldnn::_linear_pointwise", "mkldnn::_convolution_pointwise"
 needs_kernels = pytest.mark.skipif(not runs_packed(), reason="this processor or PyTorch has no such kernels")
 
@@ -45,11 +47,17 @@ def artifact(program: Program) -> TorchScriptArtifact:
     return BACKEND.emit(program, {})
 
 
-def kernels(artifact: TorchScriptArtifact, *inputs: torch.Tensor) -> list[str]:
-    """Return the packed layers that a call runs."""
+def operators(artifact: TorchScriptArtifact, *inputs: torch.Tensor) -> list[str]:
+    """Return the operators that a call runs, behind a first one with these inputs."""
+    artifact(*inputs)
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profiler:
         artifact(*inputs)
-    return [event.name for event in profiler.events() if event.name in (LINEAR, CONVOLUTION)]
+    return [event.name for event in profiler.events()]
+
+
+def kernels(artifact: TorchScriptArtifact, *inputs: torch.Tensor) -> list[str]:
+    """Return the packed layers among them."""
+    return [name for name in operators(artifact, *inputs) if name in (LINEAR, CONVOLUTION)]
 
 
 @needs_kernels
@@ -154,7 +162,8 @@ CONVOLUTIONS: dict[str, tuple[nn.Module, tuple[int, ...], int]] = {
     "one dimension": (nn.Conv1d(3, 4, 3), (2, 3, 9), 0),
     "three dimensions": (nn.Conv3d(3, 4, 3), (2, 3, 5, 5, 5), 0),
     "double": (nn.Conv2d(3, 4, 3).double(), (2, 3, 9, 9), 0),
-    "half": (nn.Conv2d(3, 4, 3).bfloat16(), (2, 3, 9, 9), 0),
+    "bfloat16": (nn.Conv2d(3, 4, 3).bfloat16(), (2, 3, 9, 9), BFLOAT16),
+    "float16": (nn.Conv2d(3, 4, 3).half(), (2, 3, 9, 9), 0),
 }  # fmt: skip
 
 
@@ -165,8 +174,70 @@ def test_kinds_of_convolutions(name: str) -> None:
     artifact = BACKEND.emit(capture(model, (torch.randn(shape, dtype=dtype),)), {})
     x = torch.randn(shape if name.startswith("one picture") else (3, *shape[1:]), dtype=dtype)
     for _ in range(3):
-        assert drift(artifact(x), model(x).detach()) <= (1e-6 if dtype != torch.bfloat16 else 1e-2)
+        assert drift(artifact(x), model(x).detach()) <= (1e-6 if dtype.itemsize > 2 else 1e-2)
     assert kernels(artifact, x) == [CONVOLUTION] * packed * runs_packed()
+
+
+def test_convolutions_run_packed_at_the_sizes_of_the_first_call_alone() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2)).eval()
+    dims = {0: torch.export.Dim("b"), 2: torch.export.Dim("h", min=4), 3: torch.export.Dim("w", min=4)}
+    artifact = BACKEND.emit(capture(model, (torch.randn(2, 3, 8, 9),), (dims,)), {})
+    without = torch.randn(0, 3, 8, 9)
+    assert artifact(without).shape == (0, 2)
+    for shape, fits in (((2, 3, 8, 9), True), ((2, 3, 9, 8), False), ((5, 3, 8, 9), True), ((1, 3, 30, 4), False)):
+        x = torch.randn(shape)
+        assert kernels(artifact, x) == ([CONVOLUTION] * fits + [LINEAR]) * runs_packed()
+        with torch.no_grad():
+            assert drift(artifact(x), model(x)) <= 1e-6
+
+
+@needs_kernels
+def test_more_shapes_than_are_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("burnish.backends.torchscript.packed._REMEMBERED", 2)
+    model = nn.Conv2d(3, 4, 3).eval()
+    artifact = BACKEND.emit(capture(model, (torch.randn(2, 3, 8, 9),), ({0: torch.export.Dim("b")},)), {})
+    for batch in (1, 2, 3, 4, 1):
+        assert kernels(artifact, torch.randn(batch, 3, 8, 9)) == [CONVOLUTION]
+
+
+class Bfloat16(nn.Module):
+    """Layers with each activation behind them, in bfloat16."""
+
+    def __init__(self, activation: nn.Module) -> None:
+        super().__init__()
+        self.conv, self.fc, self.activation = nn.Conv2d(3, 4, 3), nn.Linear(4, 4), activation
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.activation(self.conv(x))
+        return self.activation(self.fc(y.permute(0, 2, 3, 1)))
+
+
+SMOOTH = {
+    "gelu": nn.GELU(),
+    "gelu_tanh": nn.GELU("tanh"),
+    "silu": nn.SiLU(),
+    "sigmoid": nn.Sigmoid(),
+    "tanh": nn.Tanh(),
+}
+OTHER = {"relu": nn.ReLU(), "hardswish": nn.Hardswish(), "leaky_relu": nn.LeakyReLU()}
+
+
+@pytest.mark.parametrize("passes", ["canonicalize", "canonicalize,fuse"])
+@pytest.mark.parametrize("name", [*SMOOTH, *OTHER])
+def test_activations_in_bfloat16(name: str, passes: str) -> None:
+    torch.manual_seed(0)
+    model = Bfloat16({**SMOOTH, **OTHER}[name]).bfloat16().eval().requires_grad_(False)
+    x = torch.randn(2, 3, 9, 9, dtype=torch.bfloat16) * 3
+    artifact = BACKEND.emit(Pipeline.parse(passes).run(capture(model, (x,))), {})
+    packed = bool(runs_packed() and BFLOAT16)
+    assert kernels(artifact, x) == [CONVOLUTION, LINEAR] * packed
+    activation = f"aten::{name.removesuffix('_tanh')}"
+    assert any(each.rstrip("_") == activation for each in operators(artifact, x)) == (name in OTHER or not packed)
+    exact = model.float()(x.float())
+    assert drift(artifact(x).float(), exact) <= 1e-2
+    x[0, 0, 0, 0] = float("nan")
+    for _ in range(2):
+        assert torch.equal(artifact(x).isnan(), model(x.float()).isnan())
 
 
 class Learning(nn.Module):
@@ -192,7 +263,8 @@ def test_weights_that_change_are_not_packed(tmp_path: Path) -> None:
     for _ in range(4):
         assert drift(artifact(x), model(x).detach()) <= 1e-6
     assert kernels(artifact, x) == [LINEAR] * runs_packed()
-    model(x)
+    for _ in range(2):
+        model(x)
     artifact.save(tmp_path / "model.pt")
     assert drift(BACKEND.load(tmp_path / "model.pt", {})(x), model(x).detach()) <= 1e-6
     first = artifact(x)

@@ -77,7 +77,8 @@ def planned(body: str, results: str) -> tuple[set[str], list[str]]:
 constant @w: f32[4, 3, 3, 3]
 constant @s: f32[3, 3, 3, 3]
 constant @d: f64[4, 3, 3, 3]
-graph main(%x: f32[B, 3, 8, 8], %y: f64[B, 3, 8, 8], %one: f32[3, 8, 8]) {{
+constant @h: bf16[4, 3, 3, 3]
+graph main(%x: f32[B, 3, 8, 8], %y: f64[B, 3, 8, 8], %one: f32[3, 8, 8], %z: bf16[B, 3, 8, 8]) {{
 {body}
   return {results}
 }}
@@ -87,7 +88,12 @@ graph main(%x: f32[B, 3, 8, 8], %y: f64[B, 3, 8, 8], %one: f32[3, 8, 8]) {{
     return set(layout.weights), sorted(node.name for node in layout.results)
 
 
-def test_float32_convolutions_of_batches_are_chosen() -> None:
+def test_casts_keep_the_layout() -> None:
+    cast = "  %a = aten.conv2d(%z, @h)\n  %b = aten.to.dtype(%a, dtype=f32)\n  %c = aten.relu(%b)"
+    assert planned(cast, "%c") == ({"h"}, ["a", "b", "c"])
+
+
+def test_float_convolutions_of_batches_are_chosen() -> None:
     assert planned("  %a = aten.conv2d(%x, @w)\n  %b = aten.relu(%a)\n  %c = aten.softmax.int(%b, 1)", "%c") == (
         {"w"},
         ["a", "b"],
