@@ -79,7 +79,7 @@ def shape_findings(graph: Graph, table: Table, ranges: Mapping[str, Range]) -> I
     for name in ranges:
         if name not in sizes and name not in wanted:
             known = ", ".join([*sizes, *wanted]) or "none"
-            raise OptionError(f"--profile: the graph has no dynamic size {name!r}; there are {known}")
+            raise OptionError(f"a profile is of {name!r}, and the graph has no such dynamic size; there are {known}")
     for name, places in sizes.items():
         if name not in ranges:
             where = f"{places[0]}{f' and {len(places) - 1} more' if len(places) > 1 else ''}"

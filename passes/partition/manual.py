@@ -79,7 +79,8 @@ def _patterns(text: str, operators: int) -> list[list[str]]:
                 raise OptionError(f"pass 'partition': the range {term!r} in 'cuts' {reason}")
             if last - first >= operators:
                 raise OptionError(
-                    f"pass 'partition': the range {term!r} in 'cuts' is longer than the model, of {operators} operators"
+                    f"pass 'partition': the range {term!r} in 'cuts' names more modules than the model has operators,"
+                    f" {operators}"
                 )
             found[-1] += [f"{path}.{number}" for number in range(first, last + 1)]
     return found
