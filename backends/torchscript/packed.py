@@ -2,7 +2,8 @@
 
 The packed weights stay in memory: a file that holds them would run on one kind of processor alone. Convolutions are
 packed for the heights and widths of the first call; calls that lead to others run ATen's kernels for these, which need
-no packing. Which calls those are is observed, once for every shape of the inputs.
+no packing, and after some of them in a row convolutions are packed for these instead. Which calls those are is
+observed, once for every shape of the inputs.
 
 Not handled: sizes that depend on data, where later calls with inputs of one shape are taken for alike: they are right,
 and may be slow. Processors without AVX2.
@@ -47,6 +48,7 @@ class PackedModule:
         self._fitted: Callable[..., Any] | None = None
         self._sizes: list[list[int]] = []
         self._fits: dict[tuple[Any, ...], bool] = {}
+        self._latest, self._in_a_row, self._wanted_in_a_row = self._sizes, 0, 1
 
     def __call__(self, *inputs: Any) -> Any:
         """Run `forward` on its arguments, by position."""
@@ -54,6 +56,7 @@ class PackedModule:
             return self._any_size(*inputs)
         shapes = tuple(each.shape if isinstance(each, torch.Tensor) else each for each in inputs)
         if self._fitted is not None and self._fits.get(shapes):
+            self._in_a_row = 0
             return self._fitted(*inputs)
         result, *sizes = self._any_size(*inputs)
         # Weights cannot be packed for pictures of no pixels or a batch of none.
@@ -62,15 +65,27 @@ class PackedModule:
         return result
 
     def _remember(self, shapes: tuple[Any, ...], sizes: list[list[int]]) -> None:
+        """Note whether inputs of these shapes lead to the sizes that convolutions are packed for, or pack anew."""
         seen = [size[2:] for size in sizes]
-        if self._fitted is None:
-            # A copy, for two threads may call first at a time.
-            graph = self._graph.copy()
-            pack_convolutions(graph, sizes)
-            self._sizes, self._fitted = seen, self._function(graph)
+        if seen == self._sizes:
+            self._in_a_row = 0
+        else:
+            self._in_a_row = self._in_a_row + 1 if seen == self._latest else 1
+            self._latest = seen
+            if self._in_a_row >= self._wanted_in_a_row:
+                self._pack(sizes, seen)
         if len(self._fits) == _REMEMBERED:
             self._fits.clear()
         self._fits[shapes] = seen == self._sizes
+
+    def _pack(self, sizes: list[list[int]], seen: list[list[int]]) -> None:
+        # A copy, for two threads may call first at a time.
+        graph = self._graph.copy()
+        pack_convolutions(graph, sizes)
+        self._fits.clear()
+        self._sizes, self._fitted = seen, self._function(graph)
+        # Sizes that take turns would be packed again and again.
+        self._wanted_in_a_row *= 2
 
     def _function(self, graph: Any) -> Callable[..., Any]:
         private: Any = torch._C

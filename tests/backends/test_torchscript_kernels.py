@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -48,15 +49,15 @@ def artifact(program: Program) -> TorchScriptArtifact:
 
 
 def operators(artifact: TorchScriptArtifact, *inputs: torch.Tensor) -> list[str]:
-    """Return the operators that a call runs, behind a first one with these inputs."""
-    artifact(*inputs)
+    """Return the operators that a call runs."""
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profiler:
         artifact(*inputs)
     return [event.name for event in profiler.events()]
 
 
 def kernels(artifact: TorchScriptArtifact, *inputs: torch.Tensor) -> list[str]:
-    """Return the packed layers among them."""
+    """Return the packed layers that a call runs, behind a first one with these inputs."""
+    artifact(*inputs)
     return [name for name in operators(artifact, *inputs) if name in (LINEAR, CONVOLUTION)]
 
 
@@ -178,17 +179,53 @@ def test_kinds_of_convolutions(name: str) -> None:
     assert kernels(artifact, x) == [CONVOLUTION] * packed * runs_packed()
 
 
-def test_convolutions_run_packed_at_the_sizes_of_the_first_call_alone() -> None:
+def resizable() -> tuple[nn.Module, TorchScriptArtifact]:
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2)).eval()
     dims = {0: torch.export.Dim("b"), 2: torch.export.Dim("h", min=4), 3: torch.export.Dim("w", min=4)}
-    artifact = BACKEND.emit(capture(model, (torch.randn(2, 3, 8, 9),), (dims,)), {})
-    without = torch.randn(0, 3, 8, 9)
-    assert artifact(without).shape == (0, 2)
-    for shape, fits in (((2, 3, 8, 9), True), ((2, 3, 9, 8), False), ((5, 3, 8, 9), True), ((1, 3, 30, 4), False)):
-        x = torch.randn(shape)
-        assert kernels(artifact, x) == ([CONVOLUTION] * fits + [LINEAR]) * runs_packed()
+    return model, BACKEND.emit(capture(model, (torch.randn(2, 3, 8, 9),), (dims,)), {})
+
+
+SIZES = {"a": (2, 3, 8, 9), "b": (2, 3, 9, 8), "A": (5, 3, 8, 9), "c": (1, 3, 30, 4), "0": (0, 3, 8, 9)}
+
+
+@pytest.mark.parametrize(
+    ("calls", "packed"),
+    [
+        # The batch counts for nothing; each shape is looked at once.
+        ("0aaAAaA", "  . ..."),
+        # Others in a row become those that weights are packed for: two, then four.
+        ("aabbbbaaaaaa", " .  ..    .."),
+        ("abababab", "  . . . "),
+        ("abcbcbcaA", "       . "),
+    ],
+)
+def test_convolutions_are_packed_for_one_size(calls: str, packed: str) -> None:
+    model, artifact = resizable()
+    found = ""
+    for each in calls:
+        x = torch.randn(SIZES[each])
+        ran = operators(artifact, x)
+        assert LINEAR in ran or not runs_packed()
+        found += "." if CONVOLUTION in ran else " "
+        with torch.no_grad():
+            assert drift(artifact.module(x), model(x)) <= 1e-6
+    assert found == (packed if runs_packed() else " " * len(calls))
+
+
+def test_results_at_all_sizes() -> None:
+    model, artifact = resizable()
+    for each in "0aAbbbbaaaacAb0":
+        x = torch.randn(SIZES[each])
         with torch.no_grad():
             assert drift(artifact(x), model(x)) <= 1e-6
+
+
+def test_threads_that_call_first_at_a_time() -> None:
+    model, artifact = resizable()
+    inputs = [torch.randn(SIZES[each]) for each in "aAbc" * 16]
+    with ThreadPoolExecutor(8) as pool, torch.no_grad():
+        for actual, x in zip(pool.map(artifact, inputs), inputs, strict=True):
+            assert drift(actual, model(x)) <= 1e-6
 
 
 @needs_kernels
