@@ -192,7 +192,8 @@ def _remedy(model: Model) -> str:
     if not _has_type(model.graph.graph, onnx.TensorProto.BFLOAT16):
         return ""
     return (
-        "; it has few kernels for bfloat16 on the CPU: take runtime=openvino, the torchscript backend, or"
+        "; it has few kernels for bfloat16 on the CPU: take runtime=openvino (of a file,"
+        ' burnish.load(path, runtime="openvino"); the verbs of the command do not), the torchscript backend, or'
         " precision{dtype=fp16}; compile with verify=0 only writes the file"
     )
 

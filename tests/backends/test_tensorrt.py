@@ -259,6 +259,8 @@ def test_timings_are_kept(gpus: Gpus, tmp_path: Path) -> None:
         ('profiles=["B=8:4:2"]', "must not fall"),
         ('profiles=["B=0:4:8"]', "begin at 1 or more"),
         ('profiles=["C=1:4:8"]', "no dynamic size 'C'; there are B"),
+        ('profiles=["B=4:4:8"]', "the example inputs have B=2, which B=4:4:8 does not take"),
+        ('profiles=["B=1"]', "the example inputs have B=2, which B=1:1:1 does not take"),
         ("optimization_level=6", "'optimization_level' of backend 'tensorrt' must be from 0 to 5, not 6"),
         ("workspace=-1", "'workspace'"),
         ("dtype=fp64", "one of fp16, bf16, int8"),
