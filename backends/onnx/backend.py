@@ -97,17 +97,20 @@ class OnnxBackend:
             model = model_of(lower(program, settings.opset, settings.standard), Binding.of(program), program.constants)
         model.check()
         notes = [f"opset {settings.opset}, dialect {settings.dialect}"]
-        model = simplified(model, program, settings, notes)
+        model = replace(simplified(model, program, settings, notes), runtime=settings.runtime)
         return OnnxArtifact(model, settings, tuple(notes), program)
 
     def load(self, path: str | os.PathLike[str], options: Mapping[str, Any]) -> OnnxArtifact:
-        """Load what an artifact saved, or an ONNX file from elsewhere.
+        """Load what an artifact saved, or an ONNX file from elsewhere, for the runtime that it was saved for.
 
         Raises:
             OptionError: an option is unknown or has an unusable value.
             FileFormatError: the file is truncated or not ONNX.
+            MissingDependencyError: the runtime is not installed.
         """
-        return OnnxArtifact(load_model(path), Settings.parse(options))
+        model = load_model(path)
+        settings = Settings.parse({"runtime": model.runtime, **options})
+        return OnnxArtifact(replace(model, runtime=settings.runtime), settings)
 
 
 def _computes_in_bfloat16(program: Program) -> bool:

@@ -19,7 +19,7 @@ import onnx
 import torch
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
-from burnish.backends.onnx.model import DTYPES, INLINE_BYTES, METADATA, Convention, Model
+from burnish.backends.onnx.model import DTYPES, INLINE_BYTES, METADATA, RUNTIMES, Convention, Model
 from burnish.compiler.atomic import atomic_path
 from burnish.compiler.binding import Binding, InputType
 from burnish.compiler.errors import BackendError, FileFormatError
@@ -31,6 +31,8 @@ MAX_INLINE = 2_000_000_000
 """Bytes of a file up to which the weights are inside it."""
 
 _ALIGNMENT = 4096
+# Key of the runtime in the metadata of a file that is not for the first of them.
+_RUNTIME = "burnish.runtime"
 
 
 def save_model(model: Model, path: str | os.PathLike[str]) -> None:
@@ -118,10 +120,13 @@ def _read(proto: onnx.ModelProto, file: Path) -> Model:
         _consistent(proto, convention)
     except FileFormatError as error:
         raise FileFormatError(f"{file}: {error}") from error
-    kept = [each for each in proto.metadata_props if each.key != METADATA]
+    runtime = entries.get(_RUNTIME, RUNTIMES[0])
+    if runtime not in RUNTIMES:
+        raise FileFormatError(f"{file}: made for the runtime {runtime!r}: this burnish knows {', '.join(RUNTIMES)}")
+    kept = [each for each in proto.metadata_props if each.key not in (METADATA, _RUNTIME)]
     del proto.metadata_props[:]
     proto.metadata_props.extend(kept)
-    model = Model(proto, weights, convention, _take_initial(proto, weights, convention))
+    model = Model(proto, weights, convention, _take_initial(proto, weights, convention), runtime)
     try:
         model.check()
     except BackendError as error:
@@ -133,6 +138,8 @@ def _with_convention(model: Model) -> onnx.ModelProto:
     proto = onnx.ModelProto()
     proto.CopyFrom(model.graph)
     proto.metadata_props.add(key=METADATA, value=model.convention.to_json())
+    if model.runtime != RUNTIMES[0]:
+        proto.metadata_props.add(key=_RUNTIME, value=model.runtime)
     for name, value in model.initial.items():
         proto.graph.initializer.append(_tensor(model.convention.state[name][0], value))
     return proto

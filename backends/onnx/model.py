@@ -20,10 +20,11 @@ from burnish.backends.onnx.emit import MODULE, NODE, Lowered
 from burnish.compiler.binding import Binding
 from burnish.compiler.errors import BackendError, FileFormatError
 
-__all__ = ["DTYPES", "INLINE_BYTES", "METADATA", "Convention", "Model", "Place", "model_of"]
+__all__ = ["DTYPES", "INLINE_BYTES", "METADATA", "RUNTIMES", "Convention", "Model", "Place", "model_of"]
 
 INLINE_BYTES = 1024
 METADATA = "burnish"
+RUNTIMES = ("onnxruntime", "openvino")
 _FORMAT = 1
 
 DTYPES: dict[int, torch.dtype] = {
@@ -121,12 +122,14 @@ class Model:
         weights: those data by initializer, contiguous, on the CPU.
         convention: how it is called.
         initial: initial values of the buffers that a run updates.
+        runtime: what runs the graph, unless somebody chooses another.
     """
 
     graph: onnx.ModelProto
     weights: Mapping[str, torch.Tensor]
     convention: Convention
     initial: Mapping[str, torch.Tensor] = field(default_factory=dict)
+    runtime: str = RUNTIMES[0]
 
     def constant_outputs(self) -> frozenset[str]:
         """Return the graph outputs that depend on no input: ONNX Runtime may hand out its own copy of these."""

@@ -193,8 +193,8 @@ def _remedy(model: Model) -> str:
         return ""
     return (
         "; it has few kernels for bfloat16 on the CPU: take runtime=openvino (of a file,"
-        ' burnish.load(path, runtime="openvino"); the verbs of the command do not), the torchscript backend, or'
-        " precision{dtype=fp16}; compile with verify=0 only writes the file"
+        ' burnish.load(path, runtime="openvino")), the torchscript backend, or precision{dtype=fp16}; compile with'
+        " verify=0 only writes the file"
     )
 
 

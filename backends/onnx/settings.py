@@ -12,6 +12,7 @@ from typing import Any
 
 import onnxruntime as ort
 
+from burnish.backends.onnx.model import RUNTIMES
 from burnish.compiler.errors import MissingDependencyError, OptionError
 from burnish.compiler.options import check_options
 
@@ -23,7 +24,6 @@ DEFAULT_OPSETS = {"ort": 23, "standard": 20, "openvino": 20, "tensorrt": 20}
 OPSETS = range(18, 24)
 """Those that are written."""
 
-_RUNTIMES = ("onnxruntime", "openvino")
 _ONLY_ONNX_RUNTIME = ("providers", "profile", "graph_optimization")
 _LEVELS = {
     "disabled": ort.GraphOptimizationLevel.ORT_DISABLE_ALL,
@@ -94,7 +94,7 @@ class Settings:
         simplify = "auto" if found["simplify"] is None else found["simplify"]
         _require("simplify", simplify, simplify == "auto" or isinstance(simplify, bool), "true, false or 'auto'")
         _require("threads", found["threads"], 0 <= found["threads"] < 2**31, "0 (a thread a core) or more")
-        _require("runtime", found["runtime"], found["runtime"] in _RUNTIMES, f"one of {', '.join(_RUNTIMES)}")
+        _require("runtime", found["runtime"], found["runtime"] in RUNTIMES, f"one of {', '.join(RUNTIMES)}")
         if found["runtime"] == "openvino":
             _check_openvino(options)
         level = found["graph_optimization"]
@@ -147,7 +147,9 @@ def _check_openvino(options: Mapping[str, Any]) -> None:
         if name in options:
             raise OptionError(f"option {name!r} of backend 'onnx' is ONNX Runtime's: it does nothing in OpenVINO")
     if find_spec("openvino") is None:
-        raise MissingDependencyError("runtime=openvino needs OpenVINO: pip install 'burnish[openvino]'")
+        raise MissingDependencyError(
+            "runtime=openvino needs OpenVINO: pip install 'burnish[openvino]', or choose runtime=onnxruntime"
+        )
 
 
 def _entries(value: Any) -> dict[str, str | int | float]:

@@ -17,6 +17,7 @@ from torch.utils import _pytree as pytree
 import burnish
 from burnish.backends.onnx import OnnxArtifact, OnnxBackend, settings
 from burnish.backends.onnx.openvino_session import OpenVinoSession
+from burnish.backends.onnx.session import Session
 from burnish.compiler.errors import BackendError, FileFormatError, MissingDependencyError, OptionError
 from tests.backends import onnx_models as models
 from tests.backends.test_onnx import BATCHES, assert_same, call, image, needs_openvino
@@ -182,9 +183,30 @@ def test_the_same_file_runs_in_both_runtimes(tmp_path: Path) -> None:
     compiled.save(path)
     backend = OnnxBackend()
     openvino, ort = (backend.load(path, {"runtime": each}) for each in ("openvino", "onnxruntime"))
+    assert isinstance(openvino.session, OpenVinoSession) and isinstance(ort.session, Session)
     assert_same(compiled(x), ort(x))
     assert_same(openvino(x), ort(x))
     assert any("32 bits" in note for note in openvino.notes()) and not any("32 bits" in note for note in ort.notes())
+
+
+@needs_openvino
+def test_a_file_runs_in_the_runtime_that_it_was_saved_for(tmp_path: Path) -> None:
+    x, backend = torch.randn(3, 3, 16, 16), OnnxBackend()
+    passes = "default,precision{dtype=bf16}"
+    compiled = burnish.compile(models.Cnn().eval(), passes, inputs=image(), backend="onnx{runtime=openvino,threads=1}")
+    compiled.save(tmp_path / "openvino.onnx")
+    loaded = backend.load(tmp_path / "openvino.onnx", {"threads": 1})
+    assert isinstance(loaded.session, OpenVinoSession)
+    assert torch.equal(loaded(x), compiled(x))
+    backend.load(tmp_path / "openvino.onnx", {"runtime": "onnxruntime"}).save(tmp_path / "other.onnx")
+    assert backend.load(tmp_path / "other.onnx", {}).settings.runtime == "onnxruntime"
+    proto = onnx.load(tmp_path / "openvino.onnx")
+    next(each for each in proto.metadata_props if each.key == "burnish.runtime").value = "tvm"
+    onnx.save(proto, tmp_path / "foreign.onnx")
+    with pytest.raises(
+        FileFormatError, match=r"foreign\.onnx: made for the runtime 'tvm': this burnish knows onnxruntime"
+    ):
+        backend.load(tmp_path / "foreign.onnx", {})
 
 
 @needs_openvino

@@ -13,6 +13,7 @@ from command_line import Command
 from burnish.compiler.compile import compile_model
 from burnish.compiler.program import Program
 from burnish.tools.runnable import Runnable
+from tests.backends.test_onnx import needs_openvino
 
 
 @pytest.fixture(scope="module")
@@ -37,6 +38,17 @@ def test_run_from_npz_to_npz(burnish: Command, files: dict[str, Path], tmp_path:
         np.testing.assert_allclose(outputs["pooled"], wanted["pooled"].numpy(), atol=1e-5)
         np.testing.assert_allclose(outputs["features"], wanted["features"].numpy(), atol=1e-6)
     assert "[5, 3, 8, 8]" in result.stdout
+
+
+@needs_openvino
+def test_a_file_is_run_in_the_runtime_that_it_was_saved_for(burnish: Command, saved: Path, tmp_path: Path) -> None:
+    # ONNX Runtime has no convolution in bfloat16.
+    passes, file = "default,precision{dtype=bf16}", tmp_path / "net.onnx"
+    program = Program.load(saved)
+    compile_model(program, passes, backend="onnx{runtime=openvino}", progress=False, verify=0).save(file)
+    assert burnish("run", file, "--input", "x:f32[2,3,8,8]").exit_code == 0
+    assert burnish("bench", file, saved, "--input", "x:f32[2,3,8,8]", "--seconds", "0.05").exit_code == 0
+    assert burnish("profile", file, "--input", "x:f32[2,3,8,8]").exit_code == 0
 
 
 def test_run_prints_statistics(burnish: Command, files: dict[str, Path], tmp_path: Path) -> None:
