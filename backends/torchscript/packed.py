@@ -11,6 +11,7 @@ and may be slow. Processors without AVX2.
 from __future__ import annotations
 
 import functools
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -45,6 +46,8 @@ class PackedModule:
         self._observes = observe_sizes(observed)
         self._any_size = self._function(observed) if packed or self._observes else module
         self._fitted: Callable[..., Any] | None = None
+        # Two threads may call first at a time, with different sizes.
+        self._packing = threading.Lock()
         self._sizes: list[list[int]] = []
         self._fits: dict[tuple[Any, ...], bool] = {}
 
@@ -63,11 +66,10 @@ class PackedModule:
 
     def _remember(self, shapes: tuple[Any, ...], sizes: list[list[int]]) -> None:
         seen = [size[2:] for size in sizes]
-        if self._fitted is None:
-            # A copy, for two threads may call first at a time.
-            graph = self._graph.copy()
-            pack_convolutions(graph, sizes)
-            self._sizes, self._fitted = seen, self._function(graph)
+        with self._packing:
+            if self._fitted is None:
+                pack_convolutions(self._graph, sizes)
+                self._sizes, self._fitted = seen, self._function(self._graph)
         if len(self._fits) == _REMEMBERED:
             self._fits.clear()
         self._fits[shapes] = seen == self._sizes
