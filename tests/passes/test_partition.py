@@ -216,7 +216,7 @@ def test_timelines_are_written(tmp_path: Path) -> None:
         ("timeline=t.png", r"option 'timeline' must be \.svg or \.txt, but is 't.png'"),
         ('cuts="embed | layers 0-3 + head",stages=2', "stages and objective say nothing"),
         ('cuts="embed"', "option 'cuts' has one stage alone: put | between stages: 'embed'"),
-        ('cuts="embed | layers 0-100000000"', "the range 'layers 0-100000000' in 'cuts' names more modules than the model"),
+        ('cuts="embed | layers 0-100000000"', "'layers 0-100000000' in 'cuts' names more modules than the model"),
         ("latency=inf", "option 'latency' must be a number, 0 or more, but is inf"),
         ('cuts="embed | "', "option 'cuts' must be stages with | between them"),
         ('cuts="embed | 0-3"', "the range '0-3' in 'cuts' has no module path before it"),

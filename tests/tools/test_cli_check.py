@@ -776,7 +776,10 @@ def test_what_onnx_cannot_express_of_a_program_is_a_finding(burnish: Command, tm
         (["{file}", "-t", "tensorrt-11", "--profile", "B"], "is no range: write 'B=1:8:32'"),
         (["{file}", "-t", "tensorrt-11", "--profile", "B=8:4:2"], "must not fall"),
         (["{file}", "-t", "tensorrt-11", "--profile", "B=4", "--profile", "B=8"], "B has a range already"),
-        (["{file}", "-t", "tensorrt-11", "--profile", "C=1:2:3"], "a profile is of 'C', and the graph has no such dynamic size; there are B"),
+        (
+            ["{file}", "-t", "tensorrt-11", "--profile", "C=1:2:3"],
+            "a profile is of 'C', and the graph has no such dynamic size; there are B",
+        ),
         (["{file}", "-t", "onnxruntime", "--profile", "B=1:2:3"], "only TensorRT has profiles"),
         (["{folder}/foreign.onnx", "-t", "tensorrt-11"], "truncated, or not an ONNX file"),
         (["{folder}/broken.onnx", "-t", "tensorrt-11"], "node 'n0' reads 'nowhere', which nothing before it makes"),
