@@ -1,5 +1,7 @@
 """Symbolic dimension expressions to and from text: `2*B`, `B + 1`, `(B + 1)//2`, `Mod(B, 4)`, `Max(1, B)`.
 
+Numbers are integers, but for those within a function that rounds: `TruncToInt((1.5)*ToFloat(B))`.
+
 Not handled: conditions inside a size (`Where`, `Piecewise`); they print under their class's name and do not parse.
 """
 
@@ -38,6 +40,7 @@ _FUNCTIONS: dict[str, Any] = {
         "TruncToInt",
     )
 }
+_ROUNDING = ("CeilToInt", "FloorToInt", "RoundToInt", "TruncToInt")
 _COMMUTATIVE = ("Max", "Min")
 # Powers and literals above these come from no model, and cost time without bound.
 _MAX_POWER = 8
@@ -97,6 +100,7 @@ class _Reader:
     def __init__(self, cursor: Cursor, symbol: Callable[[str, Token], sympy.Expr]) -> None:
         self.cursor = cursor
         self.symbol = symbol
+        self.rounded = 0
 
     def sum(self, depth: int) -> sympy.Expr:
         if depth > MAX_DEPTH:
@@ -143,6 +147,8 @@ class _Reader:
         cursor = self.cursor
         token = cursor.next()
         if token.kind == "number":
+            if self.rounded and not token.text.isdigit():
+                return self._check(lambda: sympy.Float(float(token.text)))
             return self._check(lambda: sympy.Integer(cursor.integer(token)))
         if token.text == "(":
             inner = self.sum(depth + 1)
@@ -154,7 +160,9 @@ class _Reader:
             return self.symbol(token.text, token)
         if token.text not in _FUNCTIONS:
             cursor.fail(f"unknown function {token.text!r} in a size", token.column)
+        self.rounded += token.text in _ROUNDING
         arguments = cursor.items(")", lambda: self.sum(depth + 1))
+        self.rounded -= token.text in _ROUNDING
         return self._check(lambda: _FUNCTIONS[token.text](*arguments))
 
     def _check(self, build: Callable[[], sympy.Expr]) -> sympy.Expr:
@@ -181,7 +189,7 @@ def _format(value: sympy.Expr, place: int, names: dict[sympy.Symbol, str]) -> st
     if value.is_Symbol:
         return names[value]
     if value.is_Number:
-        text = str(value)
+        text = _format_number(value)
         return f"({text})" if place > _SUM and not text.isdigit() else text
     if value.is_Add:
         text, own = _format_sum(value, names), _SUM
@@ -221,4 +229,9 @@ def _format_product(value: sympy.Expr, names: dict[sympy.Symbol, str]) -> str:
     if number.is_Integer:
         return f"{number}*{text}"
     sign = "-" if number < 0 else ""
-    return f"{sign}({abs(number)})*{text}"
+    return f"{sign}({_format_number(abs(number))})*{text}"
+
+
+def _format_number(value: sympy.Expr) -> str:
+    # SymPy writes 15 digits of a float, too few to read the same one back.
+    return repr(float(value)) if value.is_Float else str(value)

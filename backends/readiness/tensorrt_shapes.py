@@ -24,6 +24,8 @@ __all__ = ["Range", "dynamic_sizes", "shape_findings"]
 
 _SYMBOL = re.compile(r"[A-Za-z_]\w*")
 _RANGE = re.compile(r"(?P<name>[^=\s]+)=(?P<least>\d+)(?::(?P<usual>\d+):(?P<most>\d+))?")
+# Sizes are integers of 64 bits in TensorRT's API.
+_LARGEST = 2**63 - 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +41,7 @@ class Range:
         """Read `B=1:8:32`, or `B=8` for one size.
 
         Raises:
-            OptionError: a text is no range, its sizes are not in order, or a name comes twice.
+            OptionError: a text is no range, its sizes are not in order or too large, or a name comes twice.
         """
         found: dict[str, Range] = {}
         for text in texts:
@@ -54,6 +56,8 @@ class Range:
             found[match["name"]] = Range(least, int(match["usual"] or least), int(match["most"] or least))
             if not least <= found[match["name"]].usual <= found[match["name"]].most:
                 raise OptionError(f"profile {text!r}: the sizes must not fall: least, usual, most")
+            if found[match["name"]].most > _LARGEST:
+                raise OptionError(f"profile {text!r}: the sizes must be {_LARGEST} at the most")
         return found
 
 

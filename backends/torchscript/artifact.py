@@ -135,6 +135,10 @@ class TorchScriptArtifact(ArtifactBase):
         # At the first call: who only saves needs no second copy of the weights.
         return PackedModule(self.module)
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out of a copy what is packed: it has the state of this module, and the copy packs its own."""
+        return {name: value for name, value in self.__dict__.items() if name != "_packed"}
+
     def _own(self, value: Any) -> Any:
         # TorchScript hands out its constants themselves: who writes to a result must not reach the weights.
         shared = isinstance(value, torch.Tensor) and value.untyped_storage().data_ptr() in self._constants

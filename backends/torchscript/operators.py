@@ -96,6 +96,8 @@ def refusal(node: fx.Node) -> str | None:
         return (
             f"the operator is not part of libtorch: a file that calls it would need the library of {target.namespace!r}"
         )
+    if target is torch.ops.aten.view.dtype:
+        return "TorchScript does not find this overload: every view is one with sizes to it"
     try:
         torch._C._get_schema(target._schema.name, target._schema.overload_name)
     except RuntimeError:

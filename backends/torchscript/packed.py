@@ -12,6 +12,7 @@ and may be slow. Processors without AVX2.
 from __future__ import annotations
 
 import functools
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -46,6 +47,8 @@ class PackedModule:
         self._observes = observe_sizes(observed)
         self._any_size = self._function(observed) if packed or self._observes else module
         self._fitted: Callable[..., Any] | None = None
+        # Threads may call first at a time, with different sizes.
+        self._packing = threading.Lock()
         self._sizes: list[list[int]] = []
         self._fits: dict[tuple[Any, ...], bool] = {}
         self._latest, self._in_a_row, self._wanted_in_a_row = self._sizes, 0, 1
@@ -67,19 +70,19 @@ class PackedModule:
     def _remember(self, shapes: tuple[Any, ...], sizes: list[list[int]]) -> None:
         """Note whether inputs of these shapes lead to the sizes that convolutions are packed for, or pack anew."""
         seen = [size[2:] for size in sizes]
-        if seen == self._sizes:
-            self._in_a_row = 0
-        else:
-            self._in_a_row = self._in_a_row + 1 if seen == self._latest else 1
-            self._latest = seen
-            if self._in_a_row >= self._wanted_in_a_row:
-                self._pack(sizes, seen)
-        if len(self._fits) == _REMEMBERED:
-            self._fits.clear()
-        self._fits[shapes] = seen == self._sizes
+        with self._packing:
+            if seen == self._sizes:
+                self._in_a_row = 0
+            else:
+                self._in_a_row = self._in_a_row + 1 if seen == self._latest else 1
+                self._latest = seen
+                if self._in_a_row >= self._wanted_in_a_row:
+                    self._pack(sizes, seen)
+            if len(self._fits) == _REMEMBERED:
+                self._fits.clear()
+            self._fits[shapes] = seen == self._sizes
 
     def _pack(self, sizes: list[list[int]], seen: list[list[int]]) -> None:
-        # A copy, for two threads may call first at a time.
         graph = self._graph.copy()
         pack_convolutions(graph, sizes)
         self._fits.clear()

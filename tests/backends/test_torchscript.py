@@ -183,3 +183,12 @@ def test_a_graph_of_ten_thousand_nodes() -> None:
     for batch in (2, 3):
         x = torch.randn(batch, 8)
         torch.testing.assert_close(artifact(x), program(x))
+
+
+def test_a_view_in_another_type_is_refused_by_name() -> None:
+    class Bits(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x.view(torch.int32)
+
+    (finding,) = TorchScriptBackend().check(capture(Bits(), (torch.randn(2, 4),)))
+    assert "TorchScript does not find this overload" in str(finding)

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import copy
+import threading
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -11,6 +15,7 @@ import torch
 from torch import nn
 
 from burnish.backends.torchscript import TorchScriptArtifact, TorchScriptBackend
+from burnish.backends.torchscript.kernels import pack_convolutions
 from burnish.backends.torchscript.packed import runs_packed
 from burnish.compiler.capture import capture
 from burnish.compiler.numerics import drift, worst_drift
@@ -237,6 +242,29 @@ def test_more_shapes_than_are_remembered(monkeypatch: pytest.MonkeyPatch) -> Non
         assert kernels(artifact, torch.randn(batch, 3, 8, 9)) == [CONVOLUTION]
 
 
+@needs_kernels
+def test_two_threads_that_call_first_with_two_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
+    both = threading.Barrier(2)
+
+    def pack(graph: Any, sizes: Sequence[Sequence[int]]) -> None:
+        with contextlib.suppress(threading.BrokenBarrierError):
+            both.wait(timeout=0.3)
+        pack_convolutions(graph, sizes)
+
+    monkeypatch.setattr("burnish.backends.torchscript.packed.pack_convolutions", pack)
+    dims = {0: torch.export.Dim("b"), 2: torch.export.Dim("h", min=4), 3: torch.export.Dim("w", min=4)}
+    model = nn.Conv2d(3, 4, 3).eval().requires_grad_(False)
+    artifact = BACKEND.emit(capture(model, (torch.randn(2, 3, 8, 9),), (dims,)), {})
+    # Both threads are to have the same module of packed layers.
+    artifact(torch.empty(0, 3, 8, 9))
+    inputs = [torch.randn(2, 3, 8, 9), torch.randn(2, 3, 30, 7)]
+    with ThreadPoolExecutor(2) as threads:
+        for x, result in zip(inputs, threads.map(artifact, inputs), strict=True):
+            assert drift(result, model(x)) <= 1e-6
+    # Of a weight that is packed for one size, the other makes no use.
+    assert [*kernels(artifact, inputs[0]), *kernels(artifact, inputs[1])] == [CONVOLUTION]
+
+
 class Bfloat16(nn.Module):
     """Layers with each activation behind them, in bfloat16."""
 
@@ -309,6 +337,21 @@ def test_weights_that_change_are_not_packed(tmp_path: Path) -> None:
     model.changing.copy_(torch.eye(4))
     assert drift(artifact(x), model(x).detach()) <= 1e-6
     assert drift(first, artifact(x)) > 1e-3
+
+
+def test_a_copy_has_its_own_state(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model, x = Learning(), torch.rand(3, 4)
+    BACKEND.emit(capture(model, (x,)), {}).save(tmp_path / "model.pt")
+    artifact = BACKEND.load(tmp_path / "model.pt", {})
+    for _ in range(2):
+        artifact(x)
+    other = copy.deepcopy(artifact)
+    expected = artifact(x)
+    for _ in range(3):
+        artifact(x)
+    assert drift(other(x), expected) <= 1e-6
+    assert drift(other(x), expected) > 1e-3
 
 
 class Branches(nn.Module):

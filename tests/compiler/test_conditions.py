@@ -101,6 +101,41 @@ def test_conditions_are_part_of_the_text_and_of_the_notes() -> None:
 BODY = "{\n  %a = aten.relu(%x) : f32[B, 3]\n  return %a\n}"
 
 
+class Resized(torch.nn.Module):
+    def __init__(self, factor: float) -> None:
+        super().__init__()
+        self.factor = factor
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.interpolate(x, scale_factor=self.factor, mode="bilinear")
+
+
+@pytest.mark.parametrize("factor", [1.5, 0.5, 1 / 3, 4 / 3])
+def test_sizes_of_pictures_resized_by_a_fraction(factor: float, tmp_path: Path) -> None:
+    automatic = torch.export.Dim.AUTO
+    dims = ({0: automatic, 2: automatic, 3: automatic},)
+    model, x = Resized(factor), torch.randn(2, 3, 9, 6)
+    program = burnish.capture(model, (x,), dynamic_shapes=dims)
+    text = program.print()
+    parsed = Program.parse(text)
+    assert parsed.print() == text
+    program.save(tmp_path / "resized.burnish")
+    loaded = Program.load(tmp_path / "resized.burnish")
+    compiled = burnish.compile(program, backend="torchscript")
+    for height, width in ((9, 6), (10, 7), (12, 21)):
+        x = torch.randn(3, 3, height, width)
+        for each in (program, loaded, compiled):
+            assert torch.equal(each(x), model(x))
+
+
+@pytest.mark.parametrize(
+    "size", ["1.5", "1.5*B", "Max(B, 1.5)", "TruncToInt(1.5*ToFloat(B)) + 0.5", "TruncToInt(1e400)"]
+)
+def test_a_size_is_an_integer(size: str) -> None:
+    with pytest.raises(TextError):
+        Program.parse(f"# burnish 1\ngraph main(%x: f32[B, {size}]) {BODY}")
+
+
 def test_a_size_that_two_inputs_share_must_agree() -> None:
     program = Program.parse(f"# burnish 1\ngraph main(%x: f32[B, 3], %y: f32[2*B]) {BODY}")
     program(torch.zeros(3, 3), torch.zeros(6))

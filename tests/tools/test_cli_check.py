@@ -775,6 +775,10 @@ def test_what_onnx_cannot_express_of_a_program_is_a_finding(burnish: Command, tm
         (["{file}", "-t", "opset-99"], "no target is called 'opset-99'"),
         (["{file}", "-t", "tensorrt-11", "--profile", "B"], "is no range: write 'B=1:8:32'"),
         (["{file}", "-t", "tensorrt-11", "--profile", "B=8:4:2"], "must not fall"),
+        (
+            ["{file}", "-t", "tensorrt-11", "--profile", "B=1:8:9223372036854775808"],
+            "must be 9223372036854775807 at the most",
+        ),
         (["{file}", "-t", "tensorrt-11", "--profile", "B=4", "--profile", "B=8"], "B has a range already"),
         (
             ["{file}", "-t", "tensorrt-11", "--profile", "C=1:2:3"],
