@@ -19,7 +19,10 @@ __all__ = ["check"]
 
 def check(
     file: Annotated[
-        Path, typer.Argument(metavar="FILE", show_default=False, help="An .onnx, of any origin, or a .burnish.")
+        Path,
+        typer.Argument(
+            metavar="FILE", show_default=False, help="An .onnx, of any origin, a .burnish, or a .trtbundle."
+        ),
     ],
     target: Annotated[
         str,
@@ -37,7 +40,7 @@ def check(
             metavar="RANGE",
             show_default=False,
             help="Sizes of a dynamic dimension on TensorRT, 'B=1:8:32': least, usual, most; repeat it for more."
-            " For a .burnish by default those of its example inputs.",
+            " By default those of the example inputs of a .burnish, and those in a .trtbundle.",
         ),
     ] = None,
     as_json: JsonFlag = False,
@@ -73,8 +76,10 @@ def _findings(file: Path, target: Target, ranges: dict[str, Range]) -> list[Find
         raise InputError(f"{file}: {'a folder, not a file' if file.is_dir() else 'no such file'}")
     if file.suffix == ".onnx":
         return target.findings(graph_of_file(str(file)), ranges)
+    if file.suffix == ".trtbundle":
+        return _bundle_findings(file, target, ranges)
     if file.suffix != ".burnish":
-        raise InputError(f"{file}: the ending must be .onnx or .burnish")
+        raise InputError(f"{file}: the ending must be .onnx, .burnish or .trtbundle")
     program = Program.load(file)
     if len(program.graphs) > 1:
         raise InputError(
@@ -88,6 +93,15 @@ def _findings(file: Path, target: Target, ranges: dict[str, Range]) -> list[Find
     if target.table is not None:
         ranges = sample_ranges(program, graph) | ranges
     return target.findings(graph, ranges)
+
+
+def _bundle_findings(file: Path, target: Target, ranges: dict[str, Range]) -> list[Finding]:
+    from burnish.backends.readiness import Graph
+    from burnish.backends.tensorrt.bundle import Bundle
+
+    bundle = Bundle.load(file)
+    graph = Graph.of(bundle.model.graph, bundle.model.weights, str(file))
+    return target.findings(graph, {**bundle.ranges, **ranges} if target.table is not None else ranges)
 
 
 def _as_data(finding: Finding) -> dict[str, Any]:

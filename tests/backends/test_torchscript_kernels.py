@@ -262,7 +262,8 @@ def test_two_threads_that_call_first_with_two_sizes(monkeypatch: pytest.MonkeyPa
         for x, result in zip(inputs, threads.map(artifact, inputs), strict=True):
             assert drift(result, model(x)) <= 1e-6
     # Of a weight that is packed for one size, the other makes no use.
-    assert [*kernels(artifact, inputs[0]), *kernels(artifact, inputs[1])] == [CONVOLUTION]
+    ran = [*operators(artifact, inputs[0]), *operators(artifact, inputs[1])]
+    assert ran.count(CONVOLUTION) == runs_packed()
 
 
 class Bfloat16(nn.Module):

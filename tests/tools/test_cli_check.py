@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import sys
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -752,6 +753,22 @@ def test_the_example_inputs_of_a_program_are_its_profile(burnish: Command, saved
     assert burnish("check", saved, "-t", "tensorrt-11").exit_code == 0
 
 
+def test_a_bundle_has_its_graph_and_its_profile(burnish: Command, tmp_path: Path) -> None:
+    file, dims = tmp_path / "gelu.trtbundle", ({0: torch.export.Dim("B")},)
+    with warnings.catch_warnings():
+        # No engine can be built here.
+        warnings.simplefilter("ignore")
+        api.compile(nn.GELU(), inputs=(torch.randn(2, 5),), dynamic_shapes=dims, backend="tensorrt").save(file)
+    assert burnish("check", file, "-t", "tensorrt-10.12").exit_code == 0
+    result = burnish("check", file, "-t", "tensorrt-11", "--profile", "C=1:2:3")
+    assert result.exit_code == 2 and "a profile is of 'C'" in result.stderr
+    result = burnish("check", file, "-t", "opset-19", "--json")
+    (found,) = json.loads(result.stdout)["findings"]
+    assert (found["rule"], found["operator"], result.exit_code) == ("operator", "Gelu", 1)
+    file.write_bytes(file.read_bytes()[:200])
+    assert burnish("check", file, "-t", "tensorrt-11").exit_code == 2
+
+
 def test_what_onnx_cannot_express_of_a_program_is_a_finding(burnish: Command, tmp_path: Path) -> None:
     class Median(nn.Module):
         def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -789,7 +806,7 @@ def test_what_onnx_cannot_express_of_a_program_is_a_finding(burnish: Command, tm
         (["{folder}/broken.onnx", "-t", "tensorrt-11"], "node 'n0' reads 'nowhere', which nothing before it makes"),
         (["{folder}/twice.onnx", "-t", "tensorrt-11"], "node 'n1' makes 'y', which is there already"),
         (["{folder}/stages.burnish", "-t", "tensorrt-11"], "a program of 2 stages: `burnish compile"),
-        (["{folder}/other.txt", "-t", "tensorrt-11"], "the ending must be .onnx or .burnish"),
+        (["{folder}/other.txt", "-t", "tensorrt-11"], "the ending must be .onnx, .burnish or .trtbundle"),
         (["{folder}/net.burnish", "-t", "opset-12"], "a program is lowered to opsets 18 to 23"),
     ],
 )
