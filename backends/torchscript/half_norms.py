@@ -4,8 +4,8 @@ PyTorch's kernel reads half precision beside float32 weights and computes in flo
 with them two tensors of float32 that large activations write to memory and read again. The result is rounded once, as
 with the casts.
 
-Not handled: group norms, whose kernel is slower so where memory is channels-last (0.32 for 0.06 ms with PyTorch 2.13),
-softmax, and norms that are read in float32 as well.
+Not handled: group norms, whose kernel is slower so where memory is channels-last (`benchmarks.torch_kernels`), softmax,
+and norms that are read in float32 as well.
 """
 
 from __future__ import annotations

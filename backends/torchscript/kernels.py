@@ -54,7 +54,7 @@ def pack_convolutions(graph: Any, sizes: Sequence[Sequence[int]]) -> None:
     """Replace the convolutions whose inputs `observe_sizes` observed; they are fast at these heights and widths alone.
 
     How the kernel wants its weight depends on its input's height and width, not on the batch. One that is packed for
-    another size is packed anew in every call, which takes up to 180 times as long as the convolution.
+    another size may be packed anew in every call, for many times as long (`benchmarks.torch_kernels`).
     """
     found = [node for node in graph.nodes() if _may_be_packed(node)]
     for node, size in zip(found, sizes, strict=True):
