@@ -58,18 +58,21 @@ class CalibrateExits(Pass):
     metric: Metric | None = None
     curve: str = ""
 
-    def run(self, program: Program, rewriter: Rewriter, context: Context) -> None:
-        """See the module.
-
-        Raises:
-            OptionError: an option has an unusable value, or the Program has no exits.
-            InputError: there are no data, they do not fit, or have no classes and accuracy is asked for.
-        """
+    def __post_init__(self) -> None:
+        super().__post_init__()
         for name, value in (("max_drop", self.max_drop), ("delta", self.delta)):
             if not 0 < value < 1:
                 raise OptionError(f"pass 'calibrate-exits': option {name!r} must be between 0 and 1, but is {value:g}")
         if self.curve and Path(self.curve).suffix not in (".json", ".svg"):
             raise OptionError(f"pass 'calibrate-exits': option 'curve' must be a .json or .svg, but is {self.curve!r}")
+
+    def run(self, program: Program, rewriter: Rewriter, context: Context) -> None:
+        """See the module.
+
+        Raises:
+            OptionError: the Program has no exits.
+            InputError: there are no data, they do not fit, or have no classes and accuracy is asked for.
+        """
         straight = straightened(program)
         if straight is None:
             raise OptionError("pass 'calibrate-exits': the program has no exits: put insert-exits before it")

@@ -76,35 +76,8 @@ class InsertExits(Pass):
     mode: Literal["per-sample", "whole-batch"] = "per-sample"
     index: bool = False
 
-    def run(self, program: Program, rewriter: Rewriter, context: Context) -> None:
-        """See the module.
-
-        Raises:
-            OptionError: an option has an unusable value, or the Program can have no such exits.
-            InputError: it has dynamic sizes and no samples.
-        """
-        self._check()
-        name, result, batch = _logits(program)
-        cuts = [cut for cut in cut_points(program) if cut.is_before(result) and _has_rows(cut.value, batch)]
-        flops = estimated(program.cost().at_samples().flops)
-        places = self._places(apart(cuts), flops)
-        thresholds = self._thresholds(len(places))
-        check_independence(program, batch, name)
-        described = [f"{name_of(cut.value)} ({cut.flops / max(flops, 1):.1%} of the FLOPs)" for cut in places]
-        with rewriter.rewrite("exits"):
-            _put_work_last(result.graph, cuts[0])
-            attached: list[Attached] = []
-            for number, (cut, threshold) in enumerate(zip(places, thresholds, strict=True)):
-                head = partial(self._head, rewriter, cut, cuts, flops, result, number, context.seed)
-                before = attached[-1] if attached else None
-                attached.append(attach(rewriter, cut, f"exit{number + 1}", head, result, self.rule, threshold, before))
-            self._leave(rewriter, attached, name, result, batch)
-        program.warnings = (*program.warnings, UNCALIBRATED)
-        parts = [f"exit{number + 1} behind {where}" for number, where in enumerate(described)]
-        uncounted = "; FLOPs behind an exit depend on who stays, and count for nothing in the report"
-        context.notes.append(f"insert-exits: {', '.join(parts)}{uncounted * (self.mode == 'per-sample')}")
-
-    def _check(self) -> None:
+    def __post_init__(self) -> None:
+        super().__post_init__()
         if sum(bool(each) for each in (self.exits is not None, self.after, self.layers)) > 1:
             raise OptionError("pass 'insert-exits': give one of exits, after and layers")
         if self.exits is not None and self.exits < 1:
@@ -125,6 +98,33 @@ class InsertExits(Pass):
                 raise OptionError(
                     f"pass 'insert-exits': option 'thresholds' must be from 0 to 1 for {self.rule}, but has {each:g}"
                 )
+
+    def run(self, program: Program, rewriter: Rewriter, context: Context) -> None:
+        """See the module.
+
+        Raises:
+            OptionError: the Program can have no such exits.
+            InputError: it has dynamic sizes and no samples.
+        """
+        name, result, batch = _logits(program)
+        cuts = [cut for cut in cut_points(program) if cut.is_before(result) and _has_rows(cut.value, batch)]
+        flops = estimated(program.cost().at_samples().flops)
+        places = self._places(apart(cuts), flops)
+        thresholds = self._thresholds(len(places))
+        check_independence(program, batch, name)
+        described = [f"{name_of(cut.value)} ({cut.flops / max(flops, 1):.1%} of the FLOPs)" for cut in places]
+        with rewriter.rewrite("exits"):
+            _put_work_last(result.graph, cuts[0])
+            attached: list[Attached] = []
+            for number, (cut, threshold) in enumerate(zip(places, thresholds, strict=True)):
+                head = partial(self._head, rewriter, cut, cuts, flops, result, number, context.seed)
+                before = attached[-1] if attached else None
+                attached.append(attach(rewriter, cut, f"exit{number + 1}", head, result, self.rule, threshold, before))
+            self._leave(rewriter, attached, name, result, batch)
+        program.warnings = (*program.warnings, UNCALIBRATED)
+        parts = [f"exit{number + 1} behind {where}" for number, where in enumerate(described)]
+        uncounted = "; FLOPs behind an exit depend on who stays, and count for nothing in the report"
+        context.notes.append(f"insert-exits: {', '.join(parts)}{uncounted * (self.mode == 'per-sample')}")
 
     def _places(self, cuts: list[Cut], flops: int) -> list[Cut]:
         if not cuts:

@@ -65,14 +65,23 @@ class Precision(Pass):
     io: Literal["keep", "convert"] = "keep"
     samples: int = 300
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("max_drift", "max_range"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value < math.inf:
+                raise OptionError(f"pass {self.name!r}: option {name!r} must be a number above 0, but is {value}")
+        if self.samples < 1:
+            raise OptionError(f"pass {self.name!r}: option 'samples' must be 1 or more, but is {self.samples}")
+
     def run(self, program: Program, rewriter: Rewriter, context: Context) -> None:
         """See the module.
 
         Raises:
-            OptionError: an option has an unusable value, the target lacks the type, or max_drift cannot be met.
+            OptionError: the target lacks the type, or max_drift cannot be met.
             InputError: max_drift has no data to measure on, or the data do not fit.
         """
-        self._check(context)
+        self._check_target(context)
         data = self._data(program, context)
         if self.max_drift is not None and not data:
             raise InputError(
@@ -100,13 +109,7 @@ class Precision(Pass):
         writer.write()
         context.notes.append(_summary(self.dtype, units, low, writer.casts))
 
-    def _check(self, context: Context) -> None:
-        for name in ("max_drift", "max_range"):
-            value = getattr(self, name)
-            if value is not None and not 0 < value < math.inf:
-                raise OptionError(f"pass {self.name!r}: option {name!r} must be a number above 0, but is {value}")
-        if self.samples < 1:
-            raise OptionError(f"pass {self.name!r}: option 'samples' must be 1 or more, but is {self.samples}")
+    def _check_target(self, context: Context) -> None:
         if _DTYPES[self.dtype] not in context.target.dtypes:
             raise OptionError(
                 f"pass {self.name!r}: {context.target.name} has no kernels for {self.dtype}: take the other type, or"

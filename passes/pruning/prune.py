@@ -71,14 +71,33 @@ class Prune(Pass):
     keep: tuple[str, ...] = ()
     limits: tuple[str, ...] = ()
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        goals = self._goals()
+        if len(goals) + (self.ratio is not None) > 1:
+            raise OptionError("pass 'prune': give one of ratio, flops, params and latency")
+        if self.ratio is not None and not 0 <= self.ratio < 1:
+            raise OptionError(f"pass 'prune': option 'ratio' must be from 0 to less than 1, but is {self.ratio}")
+        if goals and not 0 < goals[0].part <= 1:
+            raise OptionError(
+                f"pass 'prune': option {goals[0].measure!r} must be a part above 0, to 1, of what there is, but is"
+                f" {goals[0].part}"
+            )
+        if not self.kinds:
+            raise OptionError("pass 'prune': option 'kinds' is empty: give channels, heads, neurons or features")
+        if self.round_to is not None and self.round_to < 1:
+            raise OptionError(f"pass 'prune': option 'round_to' must be 1 or more, but is {self.round_to}")
+        for text in self.limits:
+            _limit(text)
+
     def run(self, program: Program, rewriter: Rewriter, context: Context) -> None:
         """See the module.
 
         Raises:
-            OptionError: an option has an unusable value, a pattern matches nothing, or a target cannot be reached.
+            OptionError: a pattern matches nothing, or a target cannot be reached.
             InputError: taylor has no data, or a target no sample inputs.
         """
-        goal = self._goal()
+        goal = next(iter(self._goals()), None)
         limits = [_limit(text) for text in self.limits]
         dependencies = self._propagate(program)
         every = [group for group in groups_of(program, dependencies) if group.kind in self.kinds]
@@ -114,23 +133,8 @@ class Prune(Pass):
     def _propagate(self, program: Program) -> Dependencies:
         return propagate(program, features="features" in self.kinds)
 
-    def _goal(self) -> Goal | None:
-        """Return the target, where there is one, and check the numbers."""
-        goals = [Goal(name, getattr(self, name)) for name in _GOALS if getattr(self, name) is not None]
-        if len(goals) + (self.ratio is not None) > 1:
-            raise OptionError("pass 'prune': give one of ratio, flops, params and latency")
-        if self.ratio is not None and not 0 <= self.ratio < 1:
-            raise OptionError(f"pass 'prune': option 'ratio' must be from 0 to less than 1, but is {self.ratio}")
-        if goals and not 0 < goals[0].part <= 1:
-            raise OptionError(
-                f"pass 'prune': option {goals[0].measure!r} must be a part above 0, to 1, of what there is, but is"
-                f" {goals[0].part}"
-            )
-        if not self.kinds:
-            raise OptionError("pass 'prune': option 'kinds' is empty: give channels, heads, neurons or features")
-        if self.round_to is not None and self.round_to < 1:
-            raise OptionError(f"pass 'prune': option 'round_to' must be 1 or more, but is {self.round_to}")
-        return goals[0] if goals else None
+    def _goals(self) -> list[Goal]:
+        return [Goal(name, getattr(self, name)) for name in _GOALS if getattr(self, name) is not None]
 
     def _most(self, groups: list[Group], limits: list[tuple[str, float]]) -> list[float]:
         """Return the part of each group that may go."""

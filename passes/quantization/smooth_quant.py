@@ -57,17 +57,19 @@ class SmoothQuant(Pass):
     alpha: float = ALPHA
     samples: int = 300
 
-    def run(self, program: Program, rewriter: Rewriter, context: Context) -> None:
-        """See the module.
-
-        Raises:
-            OptionError: an option has an unusable value.
-            InputError: there are no calibration data, or they do not fit.
-        """
+    def __post_init__(self) -> None:
+        super().__post_init__()
         if not 0 <= self.alpha <= 1:
             raise OptionError(f"pass 'smooth-quant': option 'alpha' must be from 0 to 1, but is {self.alpha}")
         if self.samples < 1:
             raise OptionError(f"pass 'smooth-quant': option 'samples' must be 1 or more, but is {self.samples}")
+
+    def run(self, program: Program, rewriter: Rewriter, context: Context) -> None:
+        """See the module.
+
+        Raises:
+            InputError: there are no calibration data, or they do not fit.
+        """
         smooth(program, rewriter, context, alpha=self.alpha, samples=self.samples)
 
 

@@ -107,17 +107,20 @@ class Quantize(Pass):
     granularity: Literal["channel", "tensor"] = "channel"
     samples: int = 300
 
-    def run(self, program: Program, rewriter: Rewriter, context: Context) -> None:
-        """See the module.
-
-        Raises:
-            OptionError: an option has an unusable value, or a pattern of `keep` matches nothing.
-            InputError: there are no calibration data, or they do not fit.
-        """
+    def __post_init__(self) -> None:
+        super().__post_init__()
         if not 2 <= self.bits <= 8:
             raise OptionError(f"pass 'quantize': option 'bits' must be from 2 to 8, but is {self.bits}")
         if self.samples < 1:
             raise OptionError(f"pass 'quantize': option 'samples' must be 1 or more, but is {self.samples}")
+
+    def run(self, program: Program, rewriter: Rewriter, context: Context) -> None:
+        """See the module.
+
+        Raises:
+            OptionError: a pattern of `keep` matches nothing.
+            InputError: there are no calibration data, or they do not fit.
+        """
         rules = context.target.integers
         if self.symmetric is not None:
             rules = replace(rules, symmetric=self.symmetric)

@@ -102,14 +102,35 @@ class Recover(Pass):
     checkpoint: str = ""
     data: Iterable[Any] | None = field(default=None, compare=False)
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not callable(self.loss) and self.loss not in (None, "cross-entropy", "mse"):
+            self._refuse("loss", "must be none, cross-entropy, mse or, in Python, a function")
+        for name, least in (("steps", 1), ("epochs", 1), ("segments", 1), ("regrow_every", 1)):
+            value = getattr(self, name)
+            if value is not None and value < least:
+                self._refuse(name, f"must be {least} or more")
+        for name in ("temperature", "learning_rate"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value < math.inf:
+                self._refuse(name, "must be above 0")
+        for name in ("balance", "regrow_part"):
+            if not 0 <= getattr(self, name) <= 1:
+                self._refuse(name, "must be from 0 to 1")
+        if not 0 <= self.weight_decay < math.inf:
+            self._refuse("weight_decay", "must be 0 or more")
+        if self.steps is not None and self.epochs is not None:
+            raise OptionError("pass 'recover': give steps or epochs, not both")
+        if self.loss is None and self.distill is None and not self.features:
+            raise OptionError("pass 'recover': loss and distill are both none: nothing would be trained")
+
     def run(self, program: Program, rewriter: Rewriter, context: Context) -> None:
         """See the module.
 
         Raises:
-            OptionError: an option has an unusable value, or a pattern of `freeze` matches nothing.
+            OptionError: a pattern of `freeze` or `only` matches nothing, or a node of `features`.
             InputError: there are no data, they do not fit, or the loss is not finite.
         """
-        self._check()
         data = readable_again(self._data(context), self.name, "data")
         straight = straightened(program)
         if straight is not None:
@@ -141,27 +162,6 @@ class Recover(Pass):
         trained = module.constants()
         with rewriter.rewrite("recover"):
             rewriter.replace_constants(trained if regrowing is None else trained | regrowing.masks)
-
-    def _check(self) -> None:
-        if not callable(self.loss) and self.loss not in (None, "cross-entropy", "mse"):
-            self._refuse("loss", "must be none, cross-entropy, mse or, in Python, a function")
-        for name, least in (("steps", 1), ("epochs", 1), ("segments", 1), ("regrow_every", 1)):
-            value = getattr(self, name)
-            if value is not None and value < least:
-                self._refuse(name, f"must be {least} or more")
-        for name in ("temperature", "learning_rate"):
-            value = getattr(self, name)
-            if value is not None and not 0 < value < math.inf:
-                self._refuse(name, "must be above 0")
-        for name in ("balance", "regrow_part"):
-            if not 0 <= getattr(self, name) <= 1:
-                self._refuse(name, "must be from 0 to 1")
-        if not 0 <= self.weight_decay < math.inf:
-            self._refuse("weight_decay", "must be 0 or more")
-        if self.steps is not None and self.epochs is not None:
-            raise OptionError("pass 'recover': give steps or epochs, not both")
-        if self.loss is None and self.distill is None and not self.features:
-            raise OptionError("pass 'recover': loss and distill are both none: nothing would be trained")
 
     def _refuse(self, name: str, wanted: str) -> None:
         raise OptionError(f"pass 'recover': option {name!r} {wanted}, but is {getattr(self, name)!r}")

@@ -283,7 +283,7 @@ def test_limits_and_patterns_of_modules() -> None:
     program, _ = _pruned(_Network(), _PICTURES, 'ratio=0.8,ranking=global,limits=["*=0.5"]')
     assert _widths(program)[0] >= 16 and _widths(program)[1] >= 32 and _widths(program)[2] >= 32
     for text in ("second", "second=2", "second=x", "=-1"):
-        with pytest.raises(PassError, match="option 'limits' takes patterns with a part from 0 to 1"):
+        with pytest.raises(burnish.OptionError, match="option 'limits' takes patterns with a part from 0 to 1"):
             _pruned(_Network(), _PICTURES, f'limits=["{text}"]')
     with pytest.raises(PassError, match=r"nothing to prune matches 'fourth\.\*'"):
         _pruned(_Network(), _PICTURES, 'limits=["fourth.*=0.5"]')
@@ -376,7 +376,7 @@ def test_weights_that_cannot_be_ranked() -> None:
         model.second.weight[3, 0] = torch.nan
     with pytest.raises(PassError, match=r"constant 'second\.weight' holds NaN or infinity"):
         _pruned(model, _PICTURES, "ratio=0.5")
-    with pytest.raises(PassError, match="option 'kinds' is empty"):
+    with pytest.raises(burnish.OptionError, match="option 'kinds' is empty"):
         _pruned(_Network(), _PICTURES, "kinds=[]")
 
 

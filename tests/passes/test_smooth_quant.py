@@ -170,7 +170,7 @@ graph main(%x: f32[B, 8]) {
 @pytest.mark.parametrize("option", ["alpha=1.5", "alpha=-0.1", "samples=0"])
 def test_bad_options(option: str) -> None:
     program = burnish.capture(nn.Linear(4, 4), (torch.randn(2, 4),))
-    with pytest.raises(PassError, match=f"option '{option.partition('=')[0]}' must be"):
+    with pytest.raises(burnish.OptionError, match=f"option '{option.partition('=')[0]}' must be"):
         _run(f"canonicalize,smooth-quant{{{option}}}", program, [torch.randn(2, 4)])
 
 
