@@ -21,6 +21,7 @@ from burnish.backends.tensorrt.engine_file import SUFFIX as ENGINE
 from burnish.backends.tensorrt.engine_file import EngineFile
 from burnish.backends.tensorrt.gates import cut_at_gates, stage_ranges
 from burnish.backends.tensorrt.settings import DTYPES, Settings
+from burnish.backends.tensorrt.sizes import check_samples
 from burnish.backends.tensorrt.stages import StagedEngines
 from burnish.compiler.backend import Artifact, Finding
 from burnish.compiler.errors import BackendError, OptionError
@@ -131,7 +132,7 @@ class TensorRTBackend:
         graph = Graph.of(lowered.model.graph, lowered.model.weights, "the program")
         if ranges is None:
             samples, given = sample_ranges(program, graph), settings.ranges()
-            _check_samples(samples, given)
+            check_samples(samples, given)
             ranges = samples | given
         notes = (*lowered.notes(), *_checked(graph, ranges, settings))
         count = device.count()
@@ -165,18 +166,6 @@ def _check_names(program: Program, settings: Settings) -> None:
             known = ", ".join(symbol_names(program).names.values()) or "none"
             raise OptionError(
                 f"option 'profiles' of backend 'tensorrt': the program has no dynamic size {each!r}; there are {known}"
-            )
-
-
-def _check_samples(samples: Mapping[str, Range], given: Mapping[str, Range]) -> None:
-    """Check that the engine takes the example inputs, with which it is compared once it is built."""
-    for name, taken in given.items():
-        size = samples[name].usual if name in samples else taken.usual
-        if not taken.least <= size <= taken.most:
-            raise OptionError(
-                f"option 'profiles' of backend 'tensorrt': the example inputs have {name}={size}, which"
-                f" {name}={taken.least}:{taken.usual}:{taken.most} does not take, and the engine is compared on them:"
-                " give inputs of a size within the range, or a wider range"
             )
 
 

@@ -20,6 +20,7 @@ import torch
 from torch import fx
 
 from burnish.backends.readiness import Range
+from burnish.backends.tensorrt.sizes import check_samples
 from burnish.compiler.errors import BackendError
 from burnish.compiler.expressions import is_unbacked
 from burnish.compiler.graphs import calls, node_order, output_of, placeholders
@@ -95,10 +96,13 @@ def stage_ranges(
         cut: the same in several graphs.
         stages: these as Programs of their own.
         given: sizes by symbol that the user gave; of others the samples' count.
+
+    Raises:
+        OptionError: the samples have a size that is not in `given`.
     """
-    known = _sample_ranges(cut) | {
-        symbol: given[name] for symbol, name in symbol_names(program).names.items() if name in given
-    }
+    known, named = _sample_ranges(cut), symbol_names(program).names
+    check_samples({named[symbol]: sizes for symbol, sizes in known.items() if symbol in named}, given)
+    known |= {symbol: given[name] for symbol, name in named.items() if name in given}
     found: dict[str, dict[str, Range]] = {}
     for name, graph in cut.graphs.items():
         for node in calls(graph):

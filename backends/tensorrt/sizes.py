@@ -16,9 +16,9 @@ import torch
 from burnish.backends.onnx.model import DTYPES
 from burnish.backends.readiness import Range
 from burnish.compiler.conditions import parse_size
-from burnish.compiler.errors import TextError
+from burnish.compiler.errors import OptionError, TextError
 
-__all__ = ["Ends", "Port", "profile_shapes"]
+__all__ = ["Ends", "Port", "check_samples", "profile_shapes"]
 
 Shape = tuple[int, ...]
 
@@ -107,3 +107,23 @@ def _value(size: str, values: Mapping[str, int]) -> int | None:
         {each: sympy.Integer(values[each.name]) for each in expression.free_symbols if each.name in values}
     )
     return int(found) if found.is_Integer else None
+
+
+def check_samples(samples: Mapping[str, Range], given: Mapping[str, Range]) -> None:
+    """Check that engines take the example inputs, with which they are compared once they are built.
+
+    Args:
+        samples: the sizes of the example inputs.
+        given: the user's profiles.
+
+    Raises:
+        OptionError: a size is outside of its profile.
+    """
+    for name, taken in given.items():
+        size = samples[name].usual if name in samples else taken.usual
+        if not taken.least <= size <= taken.most:
+            raise OptionError(
+                f"option 'profiles' of backend 'tensorrt': the example inputs have {name}={size}, which"
+                f" {name}={taken.least}:{taken.usual}:{taken.most} does not take, and the engine is compared on them:"
+                " give inputs of a size within the range, or a wider range"
+            )

@@ -162,6 +162,17 @@ def test_sizes_keep_their_names_in_stages(gpus: Gpus, passes: str) -> None:
         made(torch.randn(4, 10), torch.randn(4, 7))
 
 
+@pytest.mark.parametrize("passes", ["default,partition{stages=2}", "default,insert-exits{exits=1}"])
+@pytest.mark.parametrize("profile", ["S0=1:2:3", "B=3:4:8"])
+def test_profiles_take_the_example_inputs(gpus: Gpus, passes: str, profile: str) -> None:
+    dims = [{0: torch.export.Dim.DYNAMIC, 1: torch.export.Dim.DYNAMIC}] * 2
+    with pytest.raises(burnish.OptionError, match=f"the example inputs have .*, which {profile} does not take"):
+        burnish.compile(
+            Crossed().eval(), passes, inputs=(torch.randn(2, 4), torch.randn(2, 6)), dynamic_shapes=dims,
+            backend=f'tensorrt{{profiles=["{profile}"]}}', progress=False,
+        )  # fmt: skip
+
+
 def test_partitions_with_exits(gpus: Gpus) -> None:
     after = ',partition{cuts="stages.0 | stages.1 | stages.2 + head"}'
     gpus.names, gpus.capabilities = ["A"] * 3, [(9, 0)] * 3
