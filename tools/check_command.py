@@ -47,7 +47,7 @@ def check(
 ) -> None:
     """List what a target does not take of a graph, node by node, with what would mend it; exit status 0 for nothing.
 
-    A .burnish is lowered to ONNX for the target, as it is; no pass runs and nothing is built.
+    A .burnish is lowered to ONNX for the target, as it is; a .trtbundle has its graph. No pass runs, nothing is built.
 
     [dim]burnish check resnet.onnx --target tensorrt-11 --profile B=1:8:32[/]
     """
@@ -101,7 +101,7 @@ def _bundle_findings(file: Path, target: Target, ranges: dict[str, Range]) -> li
 
     bundle = Bundle.load(file)
     graph = Graph.of(bundle.model.graph, bundle.model.weights, str(file))
-    return target.findings(graph, {**bundle.ranges, **ranges} if target.table is not None else ranges)
+    return target.findings(graph, dict(bundle.ranges) | ranges if target.table is not None else ranges)
 
 
 def _as_data(finding: Finding) -> dict[str, Any]:

@@ -205,8 +205,10 @@ def _int8(machine: Machine, found: list[Runtime]) -> Iterator[Advice]:
 
 def _brain(found: list[Runtime]) -> Iterator[Advice]:
     if any("openvino" in each.options and each.usable and each.bfloat16 == _FAST for each in found):
-        options = "-b 'onnx{runtime=openvino,session_options=[\"INFERENCE_PRECISION_HINT=bf16\"]}'"
-        yield Advice("bfloat16", options, "OpenVINO reports BF16 kernels; expect differences of 1e-2")
+        options = "-b 'onnx{runtime=openvino}' -p 'default,precision{dtype=bf16}'"
+        yield Advice(
+            "bfloat16", options, "OpenVINO reports BF16 kernels; expect differences of 1e-2, or give max_drift"
+        )
 
 
 def _gpu(found: list[Runtime]) -> Iterator[Advice]:

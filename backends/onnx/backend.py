@@ -14,14 +14,14 @@ from burnish.backends.onnx.check import findings
 from burnish.backends.onnx.emit import lower
 from burnish.backends.onnx.files import load_model
 from burnish.backends.onnx.integer_rules import INTEGER_RULES
-from burnish.backends.onnx.model import DTYPES, model_of
+from burnish.backends.onnx.model import DTYPES, RUNTIMES, model_of
 from burnish.backends.onnx.settings import DEFAULT_OPSETS, Settings
 from burnish.backends.onnx.simplify import simplified
 from burnish.backends.stages import StagedArtifact, emit_stages
 from burnish.compiler.backend import Finding
 from burnish.compiler.binding import Binding
 from burnish.compiler.context import Target
-from burnish.compiler.errors import BackendError
+from burnish.compiler.errors import BackendError, MissingDependencyError, OptionError
 from burnish.compiler.graphs import name_of
 from burnish.compiler.provenance import provenance_of
 
@@ -109,7 +109,15 @@ class OnnxBackend:
             MissingDependencyError: the runtime is not installed.
         """
         model = load_model(path)
-        settings = Settings.parse({"runtime": model.runtime, **options})
+        try:
+            settings = Settings.parse({"runtime": model.runtime, **options})
+        except (MissingDependencyError, OptionError) as error:
+            if "runtime" in options or model.runtime == RUNTIMES[0]:
+                raise
+            raise type(error)(
+                f"{os.fspath(path)}: it was saved for {model.runtime}: {error}; or take"
+                f' burnish.load(path, runtime="{RUNTIMES[0]}")'
+            ) from error
         return OnnxArtifact(replace(model, runtime=settings.runtime), settings)
 
 

@@ -147,9 +147,7 @@ def _check_openvino(options: Mapping[str, Any]) -> None:
         if name in options:
             raise OptionError(f"option {name!r} of backend 'onnx' is ONNX Runtime's: it does nothing in OpenVINO")
     if find_spec("openvino") is None:
-        raise MissingDependencyError(
-            "runtime=openvino needs OpenVINO: pip install 'burnish[openvino]', or choose runtime=onnxruntime"
-        )
+        raise MissingDependencyError("runtime=openvino needs OpenVINO: pip install 'burnish[openvino]'")
 
 
 def _entries(value: Any) -> dict[str, str | int | float]:

@@ -120,7 +120,9 @@ def check_samples(samples: Mapping[str, Range], given: Mapping[str, Range]) -> N
         OptionError: a size is outside of its profile.
     """
     for name, taken in given.items():
-        size = samples[name].usual if name in samples else taken.usual
+        if name not in samples:
+            continue
+        size = samples[name].usual
         if not taken.least <= size <= taken.most:
             raise OptionError(
                 f"option 'profiles' of backend 'tensorrt': the example inputs have {name}={size}, which"

@@ -143,7 +143,7 @@ def _explain(error: RuntimeError, source: Source) -> str:
 
 
 def _notes(program: Program, state: tuple[str, ...]) -> tuple[str, ...]:
-    notes = ["TorchScript compiles at the first three calls: they are slower than the following ones"]
+    notes = ["TorchScript compiles at the first calls: they are slower than the following ones"]
     if state:
         notes.append(
             f"calls update {len(state)} buffers; the saved file starts from their values at the time of saving"

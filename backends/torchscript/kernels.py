@@ -4,9 +4,9 @@ In bfloat16 a smooth activation behind a layer is part of the kernel, which then
 float32, where that saves no rounding, and for relu and clamp, which turn NaN into a number in these kernels, it stays
 the in-place operator of ATen that follows; so does a residual.
 
-Not handled, and left as they are: weights that are no constants, other types than float32 and bfloat16, bfloat16 on
-processors without instructions for it, convolutions whose weights are not stored channels-last (`layout` chooses them)
-and those in branches.
+Not handled, and left as they are: weights that are no constants, other types than float32 and bfloat16, bfloat16 where
+oneDNN does not take it, convolutions whose weights are not stored channels-last (`layout` chooses them) and those in
+branches.
 """
 
 from __future__ import annotations

@@ -11,6 +11,7 @@ Not handled: outputs other than logits [samples, classes]; Programs that update 
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from functools import partial
 from typing import ClassVar, Literal
@@ -90,7 +91,7 @@ class InsertExits(Pass):
                     f"pass 'insert-exits': option 'heads' must be modules, but number {number} is {type(head).__name__}"
                 )
         for each in self.thresholds:
-            if self.rule == "patience" and not (each >= 1 and each == int(each)):
+            if self.rule == "patience" and not (1 <= each < math.inf and each == int(each)):
                 raise OptionError(
                     f"pass 'insert-exits': option 'thresholds': patience is a number of exits, 1 or more, not {each:g}"
                 )

@@ -190,7 +190,7 @@ def test_the_same_file_runs_in_both_runtimes(tmp_path: Path) -> None:
 
 
 @needs_openvino
-def test_a_file_runs_in_the_runtime_that_it_was_saved_for(tmp_path: Path) -> None:
+def test_a_file_runs_in_the_runtime_that_it_was_saved_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     x, backend = torch.randn(3, 3, 16, 16), OnnxBackend()
     passes = "default,precision{dtype=bf16}"
     compiled = burnish.compile(models.Cnn().eval(), passes, inputs=image(), backend="onnx{runtime=openvino,threads=1}")
@@ -200,6 +200,13 @@ def test_a_file_runs_in_the_runtime_that_it_was_saved_for(tmp_path: Path) -> Non
     assert torch.equal(loaded(x), compiled(x))
     backend.load(tmp_path / "openvino.onnx", {"runtime": "onnxruntime"}).save(tmp_path / "other.onnx")
     assert backend.load(tmp_path / "other.onnx", {}).settings.runtime == "onnxruntime"
+    ours = r"openvino\.onnx: it was saved for openvino: .*; or take burnish\.load\(path, runtime=\"onnxruntime\"\)"
+    with pytest.raises(OptionError, match=ours):
+        backend.load(tmp_path / "openvino.onnx", {"graph_optimization": "basic"})
+    with monkeypatch.context() as patch:
+        patch.setattr(settings, "find_spec", lambda name: None)
+        with pytest.raises(MissingDependencyError, match=ours):
+            backend.load(tmp_path / "openvino.onnx", {})
     proto = onnx.load(tmp_path / "openvino.onnx")
     next(each for each in proto.metadata_props if each.key == "burnish.runtime").value = "tvm"
     onnx.save(proto, tmp_path / "foreign.onnx")

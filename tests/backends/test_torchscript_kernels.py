@@ -23,7 +23,7 @@ from burnish.compiler.pipeline import Pipeline
 from burnish.compiler.program import Program
 
 BACKEND = TorchScriptBackend()
-BFLOAT16 = int(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+BFLOAT16 = int(runs_packed() and torch.ops.mkldnn._is_mkldnn_bf16_supported())
 LINEAR, CONVOLUTION = "mkldnn::_linear_pointwise", "mkldnn::_convolution_pointwise"
 needs_kernels = pytest.mark.skipif(not runs_packed(), reason="this processor or PyTorch has no such kernels")
 
@@ -244,11 +244,12 @@ def test_more_shapes_than_are_remembered(monkeypatch: pytest.MonkeyPatch) -> Non
 
 @needs_kernels
 def test_two_threads_that_call_first_with_two_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
-    both = threading.Barrier(2)
+    both, packed = threading.Barrier(2), list[Sequence[int]]()
 
     def pack(graph: Any, sizes: Sequence[Sequence[int]]) -> None:
         with contextlib.suppress(threading.BrokenBarrierError):
             both.wait(timeout=0.3)
+        packed.append(sizes[0][2:])
         pack_convolutions(graph, sizes)
 
     monkeypatch.setattr("burnish.backends.torchscript.packed.pack_convolutions", pack)
@@ -261,9 +262,11 @@ def test_two_threads_that_call_first_with_two_sizes(monkeypatch: pytest.MonkeyPa
     with ThreadPoolExecutor(2) as threads:
         for x, result in zip(inputs, threads.map(artifact, inputs), strict=True):
             assert drift(result, model(x)) <= 1e-6
-    # Of a weight that is packed for one size, the other makes no use.
-    ran = [*operators(artifact, inputs[0]), *operators(artifact, inputs[1])]
-    assert ran.count(CONVOLUTION) == runs_packed()
+    # The one that comes second finds weights packed: one call does not change that.
+    assert len(packed) == 1
+    for x in (*inputs, *inputs):
+        latest = packed[-1]
+        assert (CONVOLUTION in operators(artifact, x)) == (list(x.shape[2:]) == list(latest))
 
 
 class Bfloat16(nn.Module):
@@ -295,12 +298,13 @@ def test_activations_in_bfloat16(name: str, passes: str) -> None:
     model = Bfloat16({**SMOOTH, **OTHER}[name]).bfloat16().eval().requires_grad_(False)
     x = torch.randn(2, 3, 9, 9, dtype=torch.bfloat16) * 3
     artifact = BACKEND.emit(Pipeline.parse(passes).run(capture(model, (x,))), {})
-    packed = bool(runs_packed() and BFLOAT16)
+    packed = bool(BFLOAT16)
     assert kernels(artifact, x) == [CONVOLUTION, LINEAR] * packed
     activation = f"aten::{name.removesuffix('_tanh')}"
     assert any(each.rstrip("_") == activation for each in operators(artifact, x)) == (name in OTHER or not packed)
     exact = model.float()(x.float())
-    assert drift(artifact(x).float(), exact) <= 1e-2
+    # The kernels round once for each layer, ATen twice, here of sums that cancel.
+    assert drift(artifact(x).float(), exact) <= (1e-2 if packed else 2e-2)
     x[0, 0, 0, 0] = float("nan")
     for _ in range(2):
         assert torch.equal(artifact(x).isnan(), model(x.float()).isnan())

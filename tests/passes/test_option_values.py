@@ -25,6 +25,7 @@ UNUSABLE = {
     "insert-exits{exits=0}": "option 'exits' must be 1 or more",
     "insert-exits{exits=1,layers=[2]}": "give one of exits, after and layers",
     "insert-exits{thresholds=[2.0]}": "must be from 0 to 1 for max-probability",
+    "insert-exits{rule=patience,thresholds=[inf]}": "patience is a number of exits, 1 or more, not inf",
     "calibrate-exits{delta=1}": "option 'delta' must be between 0 and 1",
     'calibrate-exits{curve="a.txt"}': "option 'curve' must be a .json or .svg",
     "partition{stages=1}": "option 'stages' must be 2 or more",
