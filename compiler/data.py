@@ -17,7 +17,10 @@ from burnish.compiler.context import Context
 from burnish.compiler.errors import InputError
 from burnish.compiler.program import Program
 
-__all__ = ["calibration_inputs", "calibration_pairs", "cross_entropy", "readable_again", "samples_in", "training_pairs"]
+__all__ = [
+    "calibration_inputs", "calibration_pairs", "check_classes", "cross_entropy", "readable_again", "samples_in",
+    "training_pairs",
+]  # fmt: skip
 
 _IGNORED = -100
 Pair = tuple[dict[str, Any], Any]
@@ -91,10 +94,19 @@ def cross_entropy(output: torch.Tensor, target: Any, purpose: str) -> torch.Tens
         raise InputError(
             f"{purpose}: no sample of the batch has a class: the target is empty, or {_IGNORED} throughout"
         )
-    for odd in (int(real.min()), int(real.max())):
-        if not 0 <= odd < output.shape[-1]:
-            raise InputError(f"{purpose}: class {odd} of {output.shape[-1]}: they are numbered from 0")
+    check_classes(real, output.shape[-1], purpose)
     return functional.cross_entropy(output.float().flatten(0, -2), target.flatten(), ignore_index=_IGNORED)
+
+
+def check_classes(classes: torch.Tensor, count: int, purpose: str) -> None:
+    """Check that integers, one at least, are classes of a model that has `count` of them.
+
+    Raises:
+        InputError: one is not; `purpose` says for what.
+    """
+    for odd in (int(classes.min()), int(classes.max())):
+        if not 0 <= odd < count:
+            raise InputError(f"{purpose}: class {odd} of {count}: they are numbered from 0")
 
 
 def readable_again(data: Any, purpose: str, option: str) -> Iterable[Any]:

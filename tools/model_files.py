@@ -27,6 +27,7 @@ __all__ = ["STDIN", "check_writable", "holds_weights", "read_model", "read_progr
 
 STDIN = "-"
 _SAVED = ".burnish"
+# Written out: to ask the backends is to import them.
 _ARTIFACTS = (".onnx", ".pt", ".engine", ".trtbundle")
 
 

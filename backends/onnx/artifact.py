@@ -113,7 +113,7 @@ class OnnxArtifact(ArtifactBase):
 
         Buffers that calls update are written with their present values.
         """
-        save_model(dataclasses.replace(self.model, initial=self._state), path)
+        save_model(dataclasses.replace(self.model, initial=self._state, runtime=self.settings.runtime), path)
 
     def profile(self, inputs: Inputs | None = None) -> Profile:
         """Return the time of each kernel in one run, mapped back to the model's modules; leaves the state as it was.

@@ -97,7 +97,7 @@ class OnnxBackend:
             model = model_of(lower(program, settings.opset, settings.standard), Binding.of(program), program.constants)
         model.check()
         notes = [f"opset {settings.opset}, dialect {settings.dialect}"]
-        model = replace(simplified(model, program, settings, notes), runtime=settings.runtime)
+        model = simplified(model, program, settings, notes)
         return OnnxArtifact(model, settings, tuple(notes), program)
 
     def load(self, path: str | os.PathLike[str], options: Mapping[str, Any]) -> OnnxArtifact:
@@ -118,7 +118,7 @@ class OnnxBackend:
                 f"{os.fspath(path)}: it was saved for {model.runtime}: {error}; or take"
                 f' burnish.load(path, runtime="{RUNTIMES[0]}")'
             ) from error
-        return OnnxArtifact(replace(model, runtime=settings.runtime), settings)
+        return OnnxArtifact(model, settings)
 
 
 def _computes_in_bfloat16(program: Program) -> bool:

@@ -122,7 +122,7 @@ class Model:
         weights: those data by initializer, contiguous, on the CPU.
         convention: how it is called.
         initial: initial values of the buffers that a run updates.
-        runtime: what runs the graph, unless somebody chooses another.
+        runtime: what the file was saved for.
     """
 
     graph: onnx.ModelProto

@@ -14,6 +14,7 @@ from torch import fx
 from burnish.compiler import interpreter, structure
 from burnish.compiler.cost_numbers import estimated
 from burnish.compiler.cuts import ancestors, figures_of
+from burnish.compiler.data import check_classes
 from burnish.compiler.errors import InputError
 from burnish.compiler.graphs import output_of
 from burnish.passes.exits.straight import Straight
@@ -88,7 +89,8 @@ def evaluate(straight: Straight, pairs: Iterable[tuple[Mapping[str, Any], Any]])
     for inputs, target in pairs:
         result = interpreter.run(straight.program, inputs)[0]
         outputs = structure.flatten(straight.program.signature.outputs, result, "the outputs")
-        _check_classes(target, outputs[straight.output].shape[-1])
+        if isinstance(target, torch.Tensor) and not target.is_floating_point() and target.numel():
+            check_classes(target, outputs[straight.output].shape[-1], "pass 'calibrate-exits'")
         own.append(outputs[straight.output].argmax(-1))
         labels.append(target)
         for index, head in enumerate(straight.heads):
@@ -101,14 +103,6 @@ def evaluate(straight: Straight, pairs: Iterable[tuple[Mapping[str, Any], Any]])
         labels=tuple(labels),
         costs=_costs(straight),
     )
-
-
-def _check_classes(target: Any, count: int) -> None:
-    if not isinstance(target, torch.Tensor) or target.is_floating_point() or not target.numel():
-        return
-    for odd in (int(target.min()), int(target.max())):
-        if not 0 <= odd < count:
-            raise InputError(f"pass 'calibrate-exits': class {odd} of {count}: they are numbered from 0")
 
 
 def _costs(straight: Straight) -> npt.NDArray[np.float64]:
